@@ -1,0 +1,1 @@
+"""Shipped guides, in plain Pyro."""

@@ -1,0 +1,1 @@
+"""Shipped stories, in plain Pyro."""

@@ -1,0 +1,24 @@
+"""Latent variable models on Pyro: one generative story, every inference method, one report."""
+
+from pplvm.contract import explain
+from pplvm.draws import Draws
+from pplvm.exact import Exact, exact
+from pplvm.fit import Fit, fit, load
+from pplvm.likelihood import LogMarginal, log_marginal
+from pplvm.mcmc import nuts
+from pplvm.types import Estimate
+
+__version__ = "0.1.0"
+__all__ = [
+    "Draws",
+    "Estimate",
+    "Exact",
+    "Fit",
+    "LogMarginal",
+    "exact",
+    "explain",
+    "fit",
+    "load",
+    "log_marginal",
+    "nuts",
+]

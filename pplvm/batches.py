@@ -1,0 +1,154 @@
+"""Data on their way to a fit: checked once, cut into minibatches in a seeded order."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+Array = Tensor | np.ndarray
+
+
+def resolve_device(device: str) -> torch.device:
+    """Maps "auto" to CUDA where there is one, and checks any other name."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"'device' should be 'auto', 'cpu' or 'cuda', got '{device}'.") from None
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"'device' is '{device}', but torch sees no CUDA here: use 'cpu' or 'auto'.")
+    return chosen
+
+
+def floating_dtype(*programs: Callable) -> torch.dtype:
+    """Returns the dtype of the first floating parameter of these programs, else the default."""
+    for program in programs:
+        if isinstance(program, nn.Module):
+            for p in program.parameters():
+                if p.is_floating_point():
+                    return p.dtype
+    return torch.get_default_dtype()
+
+
+def as_tensor(x: Array, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Moves one argument to a device, floating data to a dtype."""
+    x = torch.as_tensor(np.ascontiguousarray(x)) if isinstance(x, np.ndarray) else x
+    return x.to(device, dtype if x.is_floating_point() else x.dtype)
+
+
+def check_data(data: Sequence[Array], what: str = "data") -> int:
+    """Returns N, or raises a ``ValueError`` that names the argument at fault.
+
+    Args:
+        data: Tensors or arrays that share their first axis.
+        what: What to call them.
+    """
+    if not data:
+        raise ValueError(f"'{what}' is missing: give at least one tensor, first axis N.")
+    for i, x in enumerate(data):
+        if not isinstance(x, (Tensor, np.ndarray)):
+            raise ValueError(
+                f"{what}[{i}] should be a tensor or an array, got {type(x).__name__}: convert it "
+                "with torch.as_tensor."
+            )
+        if x.ndim == 0 or len(x) == 0:
+            raise ValueError(f"{what}[{i}] is empty, got shape {tuple(x.shape)}: give at least one datum.")
+        if len(x) != len(data[0]):
+            raise ValueError(
+                f"the first axes of the {what} differ: {what}[0] has {len(data[0])} rows, {what}[{i}] "
+                f"{len(x)}; every argument should have one row a datum."
+            )
+        if isinstance(x, np.ndarray) and x.dtype.kind not in "biuf":
+            raise ValueError(f"{what}[{i}] should be numeric, got dtype {x.dtype}: encode it first.")
+        check_finite(x, f"{what}[{i}]")
+    return len(data[0])
+
+
+def check_finite(x: Array, what: str) -> None:
+    """Raises a ``ValueError`` if there are NaN or infinite values; a memory map is read in parts."""
+    if isinstance(x, Tensor) and not x.is_floating_point() or isinstance(x, np.ndarray) and x.dtype.kind != "f":
+        return
+    for start in range(0, len(x), 65536):
+        part = torch.as_tensor(np.array(x[start : start + 65536])) if isinstance(x, np.ndarray) else x
+        bad = ~torch.isfinite(part)
+        if bad.any():
+            row = start + int(bad.reshape(len(part), -1).any(1).nonzero()[0])
+            raise ValueError(
+                f"{what} has {int(bad.sum())} NaN or infinite values, the first in row {row}: drop, "
+                "impute or mask them."
+            )
+        if isinstance(x, Tensor):
+            return
+
+
+class Batches:
+    """Cuts tensors, arrays or a ``DataLoader`` into the minibatches of each epoch.
+
+    The order of an epoch follows from (seed, epoch) alone, so that a fit can be resumed at any
+    step. The last batch is short where the size does not divide N.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[Array] | DataLoader,
+        batch_size: int | None,
+        seed: int,
+        convert: Callable[[Array], Tensor],
+    ) -> None:
+        self.data, self.seed, self.convert = data, seed, convert
+        if isinstance(data, DataLoader):
+            if batch_size is not None:
+                raise ValueError("'batch_size' is the DataLoader's affair here: set it there.")
+            self.size, self.per_epoch = len(data.dataset), len(data)
+            self.batch_size = data.batch_size or self.size
+            if self.size == 0:
+                raise ValueError("the DataLoader is empty: give at least one datum.")
+        else:
+            self.size = len(data[0])
+            self.batch_size = min(batch_size or self.size, self.size)
+            self.per_epoch = -(-self.size // self.batch_size)
+        whole = self.per_epoch == 1 and not isinstance(data, DataLoader)
+        self._whole = tuple(convert(x) for x in data) if whole else None
+
+    def first(self) -> tuple[Tensor, ...]:
+        """Returns one batch, for checks."""
+        return next(self.epoch(0))
+
+    def epoch(self, epoch: int, skip: int = 0) -> Iterator[tuple[Tensor, ...]]:
+        """Yields the batches of an epoch, but for the first few."""
+        if self._whole is not None:
+            yield self._whole
+            return
+        if isinstance(self.data, DataLoader):
+            for i, batch in enumerate(self._loaded(epoch)):
+                if i >= skip:
+                    batch = batch if isinstance(batch, (tuple, list)) else (batch,)
+                    yield tuple(self.convert(x) for x in batch)
+            return
+        generator = torch.Generator().manual_seed(_mix(self.seed, epoch))
+        for rows in torch.randperm(self.size, generator=generator).split(self.batch_size)[skip:]:
+            rows = rows.sort().values  # neighbours on disk are read together
+            yield tuple(
+                self.convert(x[rows.numpy() if isinstance(x, np.ndarray) else rows])
+                for x in self.data
+            )
+
+    def _loaded(self, epoch: int) -> Iterator:
+        """Iterates the loader, each batch under a seed of its own whatever came before."""
+        if self.data.generator is not None:
+            self.data.generator.manual_seed(_mix(self.seed, epoch))
+        batches = None
+        for i in range(self.per_epoch):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(_mix(self.seed, epoch, i))
+                batches = batches or iter(self.data)
+                batch = next(batches)
+            yield batch
+
+
+def _mix(*numbers: int) -> int:
+    """Maps a seed and what it is for to a seed."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

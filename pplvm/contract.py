@@ -1,0 +1,162 @@
+"""The contract of a story and its guide: checked before inference, explained on request."""
+
+__all__ = ["check", "explain"]
+
+from collections.abc import Callable
+
+import pyro
+import torch
+from torch import Tensor
+
+from pplvm import traces
+from pplvm.objectives import elbo
+from pplvm.traces import DATA, Site, distribution_name
+
+
+def check(model: Callable, guide: Callable | None, *data: Tensor) -> None:
+    """Runs both programs once and raises a ``ValueError`` for the first breach of the contract.
+
+    Args:
+        model: The model.
+        guide: The guide, or None where the inference needs none.
+        data: The arguments of both, first axis N.
+    """
+    with torch.random.fork_rng(devices=[]), pyro.validation_enabled(True):
+        p = _run("model", model, *data)
+        _check_plates("model", p, *data)
+        for site in p.values():
+            if site.kind == "observed":
+                traces.check_support(site.name, site.fn, site.value)
+        if guide is None:
+            return
+        q = _run("guide", guide, *data)
+        _check_plates("guide", q, *data)
+        latents = {s.name for s in p.values() if s.kind == "latent"}
+        drawn = {s.name for s in q.values() if not s.infer.get("is_auxiliary") and s.kind == "latent"}
+        if latents != drawn:
+            raise ValueError(traces.mismatch(latents, drawn))
+        for name in sorted(latents):
+            _check_pair(p[name], q[name])
+
+
+def explain(
+    model: Callable, guide: Callable | None, *data: Tensor, objective: Callable = elbo
+) -> None:
+    """Prints a table of the sites: shape, plates, distribution, gradient estimator.
+
+    Args:
+        model: The model.
+        guide: The guide, or None for the model alone.
+        data: The arguments of both, first axis N.
+        objective: The objective whose estimators are meant.
+    """
+    check(model, guide, *data)
+    rows = site_table(model, guide, *data, objective=objective)
+    header = ("site", "kind", "shape", "plates", "model", "guide", "gradient")
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    for row in (header, *rows):
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def site_table(
+    model: Callable, guide: Callable | None, *data: Tensor, objective: Callable = elbo
+) -> list[tuple[str, ...]]:
+    """Returns the rows that :func:`explain` prints."""
+    with torch.random.fork_rng(devices=[]):
+        p = traces.run(model, *data)
+        q = traces.run(guide, *data) if guide is not None else {}
+    rows = []
+    for site in p.values():
+        twin = q.get(site.name)
+        rows.append(
+            (
+                site.name,
+                site.kind,
+                str(tuple(site.value.shape)),
+                ", ".join(f"{name} {size}" for name, size, _ in site.plates) or "—",
+                distribution_name(site.fn) if site.kind != "deterministic" else "—",
+                distribution_name(twin.fn) if twin else "—",
+                _estimator(objective, site, twin) if twin else "—",
+            )
+        )
+    return rows
+
+
+def objective_name(objective: Callable) -> str:
+    """Returns what an objective is called, options that were bound included."""
+    options = getattr(objective, "keywords", {})
+    name = getattr(getattr(objective, "func", objective), "__name__", type(objective).__name__)
+    return name + ("(" + ", ".join(f"{k}={v}" for k, v in options.items()) + ")" if options else "")
+
+
+def _estimator(objective: Callable, p: Site, q: Site) -> str:
+    name = objective_name(objective)
+    if name.startswith(("wake_sleep", "reweighted")):
+        return "score of fixed draws"
+    if not name.startswith(("elbo", "iwae")):
+        return f"as {name} has it"
+    if not q.fn.has_rsample:
+        return "none: not reparameterisable"
+    if name.startswith("elbo") and traces.closed_kl(q.fn, p.fn) is not None:
+        return "pathwise, KL in closed form"
+    return "pathwise"
+
+
+def _run(role: str, program: Callable, *data: Tensor) -> dict[str, Site]:
+    try:
+        return traces.run(program, *data)
+    except RuntimeError as error:
+        shapes = ", ".join(f"{tuple(x.shape)} {x.dtype}".replace("torch.", "") for x in data)
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"the {role} cannot run on data of shape {shapes}: {reason}.") from error
+
+
+def _check_plates(role: str, sites: dict[str, Site], *data: Tensor) -> None:
+    for site in sites.values():
+        for name, size, dim in site.plates:
+            if name == DATA and dim != -1:
+                raise ValueError(
+                    f"plate 'data' of the {role} is on dim {dim} at site '{site.name}': write "
+                    "plate('data', N, dim=-1) and put other plates on dims -2, -3, …"
+                )
+            if name == DATA and size != len(data[0]):
+                raise ValueError(
+                    f"plate 'data' of the {role} has size {size} at site '{site.name}', but the data "
+                    f"have {len(data[0])} rows: write plate('data', len(x), dim=-1); minibatches "
+                    "are scaled for you."
+                )
+        if site.kind == "deterministic":
+            continue
+        held = {dim for _, _, dim in site.plates}
+        for dim, size in enumerate(reversed(site.fn.batch_shape), start=1):
+            if size != 1 and -dim not in held:
+                remedy = (
+                    "sample it inside plate('data', N, dim=-1)"
+                    if size == len(data[0])
+                    else "sample it inside a plate"
+                )
+                raise ValueError(
+                    f"site '{site.name}' of the {role} has batch shape {tuple(site.fn.batch_shape)}, "
+                    f"of which dim {-dim} is in no plate: {remedy}, or call .to_event() on what "
+                    "belongs together."
+                )
+
+
+def _check_pair(p: Site, q: Site) -> None:
+    plates = [sorted((name, size) for name, size, _ in site.plates) for site in (p, q)]
+    if plates[0] != plates[1]:
+        inside = [[name for name, _ in held] for held in plates]
+        raise ValueError(
+            f"site '{p.name}' is in plates {inside[0]} in the model but {inside[1]} in the guide: "
+            "sample it in the same plates."
+        )
+    if p.value.shape != q.value.shape:
+        raise ValueError(
+            f"site '{p.name}' has shape {tuple(p.value.shape)} in the model but "
+            f"{tuple(q.value.shape)} in the guide: make the event dims agree."
+        )
+    if not p.fn.support.check(q.value).all():
+        raise ValueError(
+            f"site '{p.name}' is drawn by the guide from {distribution_name(q.fn)}, outside the "
+            f"support of the model's {distribution_name(p.fn)}: choose a family on that support."
+        )

@@ -1,0 +1,203 @@
+r"""Exact posteriors of linear-Gaussian stories.
+
+A story is linear-Gaussian if its joint log-density is quadratic in its latents,
+
+.. math:: \log p(x, z) = c + h^\top z - \tfrac12 z^\top \Lambda z,
+
+whatever its sites are called and however they hang together. Then
+
+.. math:: p(z \mid x) = \mathcal N(\Lambda^{-1} h, \Lambda^{-1}), \qquad
+    \log p(x) = c + \tfrac12 h^\top \Lambda^{-1} h + \tfrac L2 \log 2\pi
+    - \tfrac12 \log\lvert\Lambda\rvert.
+
+The three coefficients are read off the story by differentiation, and checked at other points.
+
+References:
+    | A Unifying Review of Linear Gaussian Models (Roweis & Ghahramani, 1999)
+    | https://doi.org/10.1162/089976699300016674
+"""
+
+__all__ = ["Exact", "exact"]
+
+import copy
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from pyro.distributions import constraints
+from torch import Tensor, nn
+
+from pplvm import traces
+from pplvm.batches import as_tensor, check_data, floating_dtype
+from pplvm.contract import check
+from pplvm.draws import Draws
+from pplvm.traces import Site, distribution_name
+
+# A dense precision matrix of more unknowns than this is refused.
+_MOST = 4000
+
+
+@dataclass(frozen=True, eq=False)
+class Exact:
+    """The exact posterior of a linear-Gaussian story.
+
+    With latents of each datum alone, N Gaussians of L dims; otherwise a single one, N = 1.
+    """
+
+    log_marginal: Tensor  # (N,): log p(x_n), in nats
+    mean: Mapping[str, Tensor]  # (plates…, event…) of each site
+    sd: Mapping[str, Tensor]  # likewise
+    location: Tensor  # (N, L): all sites together
+    scale_tril: Tensor  # (N, L, L): Cholesky factor of the covariance
+    model: Callable
+    data: tuple[Tensor, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def draws(self, num_draws: int = 1000, seed: int = 0) -> Draws:
+        """Returns independent draws, one chain."""
+        sites = _latents(self.model, *self.data)
+        random = torch.Generator().manual_seed(seed)
+        eps = torch.randn(num_draws, *self.location.shape, generator=random, dtype=torch.float64)
+        u = self.location + (self.scale_tril @ eps[..., None]).squeeze(-1)  # (S, N, L)
+        dtype = self.data[0].dtype if self.data[0].is_floating_point() else torch.get_default_dtype()
+        parts = [_unflatten(row, sites) for row in u.to(dtype)]
+        return Draws(
+            values={name: torch.stack([part[name] for part in parts])[None] for name in sites},
+            plates={name: tuple(n for n, _, _ in site.plates) for name, site in sites.items()},
+            stats={},
+            model=self.model,
+            data=self.data,
+            settings=self.settings,
+            seconds=self.seconds,
+        )
+
+
+def exact(model: Callable, *data: Tensor) -> Exact:
+    """Computes the exact posterior and log marginal likelihood at the model's parameters.
+
+    Args:
+        model: A linear-Gaussian story; any other is a ``ValueError`` that says which site or
+            density is at fault.
+        data: Its arguments, first axis N.
+    """
+    start = time.perf_counter()
+    check_data(data)
+    data = tuple(as_tensor(x, floating_dtype(model), torch.device("cpu")) for x in data)
+    check(model, None, *data)
+    given = (model, data)
+    if isinstance(model, nn.Module):  # parameters of float32 would cost half the digits
+        model = copy.deepcopy(model).double()
+        data = tuple(x.double() if x.is_floating_point() else x for x in data)
+    sites = _latents(model, *data)
+    per_datum = all(traces.in_data_plate(site) for site in sites.values())
+
+    def log_joint(u: Tensor) -> Tensor:  # (N, L) -> (N,)
+        values = _unflatten(u, sites)
+        return traces.log_joint(model, values, *data, per_datum=per_datum).reshape(-1)
+
+    zero = _flatten({name: torch.zeros_like(site.value) for name, site in sites.items()}, sites)
+    if zero.shape[1] > _MOST:
+        raise ValueError(
+            f"the latents have {zero.shape[1]} dims together, and exact is dense in them (at most "
+            f"{_MOST}): put what belongs to a datum inside plate('data', N, dim=-1), or use nuts."
+        )
+    c, h, precision = _coefficients(log_joint, zero)
+    factor, failed = torch.linalg.cholesky_ex(precision)
+    if failed.any():
+        raise ValueError("the joint log-density has no Gaussian posterior: its precision is singular.")
+    mean = torch.cholesky_solve(h[..., None], factor).squeeze(-1)  # (N, L)
+    covariance = torch.cholesky_inverse(factor)
+    sd = covariance.diagonal(dim1=-2, dim2=-1).sqrt()  # (N, L)
+    _check_quadratic(log_joint, c, h, precision, mean, sd)
+    half_log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    L = mean.shape[1]
+    return Exact(
+        log_marginal=c + 0.5 * (h * mean).sum(-1) + 0.5 * L * math.log(2 * math.pi) - half_log_det,
+        mean=_unflatten(mean, sites),
+        sd=_unflatten(sd, sites),
+        location=mean.double(),
+        scale_tril=torch.linalg.cholesky(covariance.double()),
+        model=given[0],
+        data=given[1],
+        settings={"method": "exact, linear-Gaussian"},
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _latents(model: Callable, *data: Tensor) -> dict[str, Site]:
+    sites = {n: s for n, s in traces.run(model, *data).items() if s.kind == "latent"}
+    if not sites:
+        raise ValueError("the model has no latent site: there is no posterior to compute.")
+    for name, site in sites.items():
+        support = site.fn.support
+        while hasattr(support, "base_constraint"):
+            support = support.base_constraint
+        if support not in (constraints.real, constraints.real_vector):
+            raise ValueError(
+                f"site '{name}' is {distribution_name(site.fn)}, but exact needs every latent to be "
+                "Gaussian: use nuts, or fit with a guide."
+            )
+    return sites
+
+
+def _data_axis(site: Site) -> int | None:
+    names = [name for name, _, _ in site.plates]
+    return names.index(traces.DATA) if traces.DATA in names else None
+
+
+def _flatten(values: dict[str, Tensor], sites: dict[str, Site]) -> Tensor:
+    """Lays the values of all sites side by side, (N, L), or (1, L) unless each is a datum's own."""
+    axes = {name: _data_axis(site) for name, site in sites.items()}
+    if None in axes.values():
+        return torch.cat([values[name].reshape(1, -1) for name in sites], dim=1)
+    return torch.cat([values[n].movedim(axes[n], 0).flatten(1) for n in sites], dim=1)
+
+
+def _unflatten(u: Tensor, sites: dict[str, Site]) -> dict[str, Tensor]:
+    """Undoes :func:`_flatten`."""
+    axes = {name: _data_axis(site) for name, site in sites.items()}
+    local = None not in axes.values()
+    shapes = {n: s.value.movedim(axes[n], 0).shape if local else s.value.shape for n, s in sites.items()}
+    sizes = [math.prod(shape[1:]) if local else math.prod(shape) for shape in shapes.values()]
+    out = {}
+    for name, part in zip(sites, u.split(sizes, dim=1), strict=True):
+        value = part.reshape(shapes[name])
+        out[name] = value.movedim(0, axes[name]) if local else value
+    return out
+
+
+def _coefficients(log_joint: Callable, zero: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns c (N,), h (N, L) and Λ (N, L, L): a datum's density depends on its own row alone."""
+    u = zero.detach().requires_grad_()
+    value = log_joint(u)
+    (h,) = torch.autograd.grad(value.sum(), u, create_graph=True)
+    if not h.requires_grad:  # linear, or not a function of u at all
+        return value.detach(), h, torch.zeros(*u.shape, u.shape[1], dtype=u.dtype)
+    rows = [
+        torch.autograd.grad(h[:, i].sum(), u, retain_graph=True, allow_unused=True)[0]
+        for i in range(u.shape[1])
+    ]
+    hessian = torch.stack([torch.zeros_like(u) if r is None else r for r in rows], dim=1)
+    return value.detach(), h.detach(), -hessian
+
+
+def _check_quadratic(log_joint: Callable, c, h, precision, mean, sd) -> None:
+    random = torch.Generator().manual_seed(0)
+    tolerance = 1e-6 if mean.dtype == torch.float64 else 1e-3
+    for spread in (1.0, 3.0):
+        eps = torch.randn(mean.shape, generator=random, dtype=mean.dtype)
+        u = mean + spread * sd * eps
+        with torch.no_grad():
+            got = log_joint(u)
+        square = torch.einsum("nl,nlm,nm->n", u, precision, u)
+        want = c + (h * u).sum(-1) - 0.5 * square
+        gap = (got - want).abs().max().item()
+        if not gap <= tolerance * (1 + max(want.abs().max().item(), square.abs().max().item())):
+            raise ValueError(
+                f"the joint log-density is not quadratic in the latents (off by {gap:.3g} nats): "
+                "the story is not linear-Gaussian, so use nuts, or fit with a guide."
+            )

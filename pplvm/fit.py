@@ -1,0 +1,336 @@
+"""Stochastic variational inference: one call that trains, and what it returns."""
+
+__all__ = ["Fit", "fit", "load"]
+
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from pyro.infer import ELBO
+from pyro.infer.autoguide import AutoNormal
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from pplvm import checkpoint as files
+from pplvm import traces
+from pplvm.batches import Array, Batches, as_tensor, check_data, floating_dtype, resolve_device
+from pplvm.contract import objective_name
+from pplvm.draws import Draws
+from pplvm.likelihood import LogMarginal, log_marginal
+from pplvm.objectives import elbo, from_pyro
+from pplvm.training import History, NotFinite, Run
+from pplvm.types import Estimate
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A trained model and guide, and how they came about.
+
+    Both are callables at the learned parameters, copies of what was given. ``data`` is what the
+    fit saw, unless that came from a ``DataLoader``.
+    """
+
+    model: Callable
+    guide: Callable
+    objective: Callable[..., Estimate]
+    history: History
+    data: tuple[Array, ...]
+    settings: Mapping[str, Any]
+    run: Run = field(repr=False)
+
+    @property
+    def seconds(self) -> float:
+        """How long its steps took."""
+        return self.history.seconds
+
+    def draws(self, *data: Array, num_draws: int = 1000, seed: int = 0) -> Draws:
+        """Draws the latents of the guide given data, by default those of the fit.
+
+        Args:
+            data: The arguments of the guide, first axis N.
+            num_draws: The number of draws S.
+            seed: Of the draws.
+        """
+        data = self._data(data)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            sites = traces.posterior(self.model, self.guide, *data, num_particles=num_draws)
+        known = traces.run(self.model, *data)
+        sites = {n: s for n, s in sites.items() if n in known and known[n].kind == "latent"}
+        return Draws(
+            values={name: site.value[None] for name, site in sites.items()},
+            plates={name: tuple(n for n, _, _ in site.plates) for name, site in sites.items()},
+            stats={},
+            model=self.model,
+            data=data,
+            settings=self.settings,
+            seconds=self.seconds,
+        )
+
+    def predict(self, *data: Array, num_draws: int = 100, seed: int = 0) -> dict[str, Tensor]:
+        """Draws what is observed anew, (S, N, …), at draws of the guide given data."""
+        drawn = self.draws(*data, num_draws=num_draws, seed=seed).predict(seed=seed)
+        return {name: value[0] for name, value in drawn.items()}
+
+    def bound(self, *data: Array, num_repeats: int = 10, seed: int = 0) -> Tensor:
+        """Returns the objective's bound of each datum, (R, N), at repeated draws."""
+        data = self._data(data)
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(seed)
+            repeats = [self.objective(self.model, self.guide, *data) for _ in range(num_repeats)]
+        return torch.stack([estimate.bound for estimate in repeats])
+
+    def log_marginal(self, *data: Array, num_particles: int = 1000, seed: int = 0) -> LogMarginal:
+        """Estimates log p(x_n) by importance sampling from the guide: see its type."""
+        data = self._data(data)
+        return log_marginal(self.model, self.guide, *data, num_particles=num_particles, seed=seed)
+
+    def save(self, path: str | Path) -> None:
+        """Writes parameters, history and settings, for :func:`load`."""
+        with self.run.scope():
+            state = self.run.state()
+        files.write(path, {"settings": dict(self.settings), "run": state})
+
+    def _data(self, data: tuple[Array, ...]) -> tuple[Tensor, ...]:
+        data = data or self.data
+        if not data:
+            raise ValueError("this fit keeps no data of its own: give the data as arguments.")
+        check_data(data)
+        return tuple(self.run.batches.convert(x) for x in data)
+
+
+def fit(
+    model: Callable,
+    guide: Callable | None,
+    *data: Array | DataLoader,
+    objective: Callable[..., Estimate] | ELBO = elbo,
+    num_steps: int | None = None,
+    num_epochs: int | None = None,
+    batch_size: int | None = None,
+    lr: float = 0.01,
+    optimizer: Callable[[list[Tensor]], Optimizer] | None = None,
+    scheduler: Callable[[Optimizer], Any] | None = None,
+    clip_norm: float | None = None,
+    kl_schedule: Callable[[int], float] | None = None,
+    validation: tuple[Array, ...] | None = None,
+    validate_every: int | None = None,
+    patience: int | None = None,
+    device: str = "auto",
+    seed: int = 0,
+    progress: bool | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 500,
+    resume: bool = False,
+) -> Fit:
+    """Learns the parameters of a model and a guide by stochastic gradient steps.
+
+    The same arguments give the same result bit for bit on one machine, whatever runs before
+    or beside it. Interrupted by Ctrl-C, it returns what it has.
+
+    Args:
+        model: The story, a function or module. It is copied, not changed.
+        guide: The guide, likewise; None for Pyro's ``AutoNormal``.
+        data: The arguments of both: tensors or arrays that share their first axis, memory maps
+            among them, or one ``DataLoader``. Floating data take the dtype of the parameters.
+        objective: One of :mod:`pplvm.objectives`, or a Pyro ELBO object.
+        num_steps: The number of steps in all; by default 1000.
+        num_epochs: The number of passes over the data, instead.
+        batch_size: The size of minibatches; by default all data at once.
+        lr: The learning rate of the default optimiser, Adam.
+        optimizer: Maps the list of parameters to a torch optimiser, such as
+            ``partial(torch.optim.SGD, lr=0.1)``.
+        scheduler: Maps the optimiser to a torch scheduler, which is stepped after every step.
+        clip_norm: The largest Euclidean norm of the gradient.
+        kl_schedule: Maps the number of steps taken to the weight of the divergence in the loss;
+            for objectives with a ``kl_weight``.
+        validation: Held-out data. The parameters with their best bound are kept.
+        validate_every: The number of steps between validations; by default an epoch, or a
+            fiftieth of all steps without minibatches.
+        patience: Stop after so many validations without improvement.
+        device: "auto", "cpu", "cuda" or "cuda:1".
+        seed: Of the order of batches and of all draws.
+        progress: Whether to show a bar; by default on a terminal.
+        checkpoint: A file that the whole state goes to every so often, and at the end.
+        checkpoint_every: The number of steps between.
+        resume: Whether to go on from ``checkpoint`` if it exists. The other arguments should
+            be those of the first call; only ``num_steps`` or ``num_epochs`` may grow.
+    """
+    place = resolve_device(device)
+    objective = from_pyro(objective) if isinstance(objective, ELBO) else objective
+    _check_schedule(objective, kl_schedule)
+    convert = partial(as_tensor, dtype=floating_dtype(model, guide), device=place)
+    loaded = len(data) == 1 and isinstance(data[0], DataLoader)
+    if not loaded:
+        check_data(data)
+    batches = Batches(data[0] if loaded else data, batch_size, seed, convert)
+    last = _num_steps(num_steps, num_epochs, batches)
+    run = Run(
+        model, _default_guide(model, batches) if guide is None else guide,
+        objective=objective, batches=batches,
+        optimizer=optimizer or partial(_adam, lr=lr),
+        scheduler=scheduler, clip_norm=clip_norm, kl_schedule=kl_schedule, device=place, seed=seed,
+    )  # fmt: skip
+    settings = {
+        "method": objective_name(objective), "seed": seed, "num_data": batches.size,
+        "batch_size": batches.batch_size, "optimizer": type(run.optimizer).__name__,
+        "lr": run.optimizer.param_groups[0]["lr"], "clip_norm": clip_norm, "device": str(place),
+    }  # fmt: skip
+    held_out = None
+    if validation is not None:
+        check_data(validation, "validation")
+        default = batches.per_epoch if batches.per_epoch > 1 else max(1, last // 50)
+        held_out = _HeldOut(
+            Batches(validation, batch_size, seed, convert), validate_every or default, patience
+        )
+    elif patience is not None:
+        raise ValueError("'patience' waits for a better bound of held-out data: give 'validation' too.")
+    saver = _Saver(checkpoint, checkpoint_every, settings)
+    with run.scope():
+        if resume:
+            saver.resume(run)
+        stopped = _train(run, last, held_out, saver, progress)
+        run.restore_best()
+    run.evaluation_mode()
+    settings |= {"num_steps": run.step_count, "stopped": stopped}
+    model, guide = (run.scope.bind(program) for program in (run.model, run.guide))
+    return Fit(model, guide, objective, run.history, () if loaded else data, settings, run)
+
+
+def load(path: str | Path, model: Callable, guide: Callable | None, *data: Array) -> Fit:
+    """Opens what :meth:`Fit.save` or a checkpoint wrote; no pickled code is run.
+
+    Args:
+        path: The file. One that is truncated, of another story or no fit is a ``ValueError``.
+        model: The model that made it, at any parameters.
+        guide: The guide likewise.
+        data: Their arguments, first axis N.
+    """
+    state = files.read(path)
+    if not isinstance(state, dict) or state.keys() != {"settings", "run"}:
+        raise ValueError(f"'{path}' holds no fit: give a file that Fit.save or checkpoint= wrote.")
+    check_data(data)
+    convert = partial(as_tensor, dtype=floating_dtype(model, guide), device=torch.device("cpu"))
+    batches = Batches(data, None, 0, convert)
+    run = Run(
+        model, _default_guide(model, batches) if guide is None else guide, objective=elbo,
+        batches=batches, optimizer=torch.optim.Adam, scheduler=None, clip_norm=None,
+        kl_schedule=None, device=torch.device("cpu"), seed=0,
+    )  # fmt: skip
+    with run.scope():
+        run.load_parameters(state["run"])
+        run.restore_best()
+    run.evaluation_mode()
+    model, guide = (run.scope.bind(program) for program in (run.model, run.guide))
+    return Fit(model, guide, elbo, run.history, data, state["settings"], run)
+
+
+class _HeldOut(NamedTuple):
+    batches: Batches
+    every: int
+    patience: int | None
+
+
+class _Saver(NamedTuple):
+    path: str | Path | None
+    every: int
+    settings: dict
+
+    def save(self, run: Run) -> None:
+        if self.path is not None:
+            files.write(self.path, {"settings": self.settings, "run": run.state()})
+
+    def resume(self, run: Run) -> None:
+        if self.path is None:
+            raise ValueError("'resume' needs to know from where: give 'checkpoint' too.")
+        if not Path(self.path).exists():
+            return
+        state = files.read(self.path)
+        for name in ("method", "seed", "num_data", "batch_size", "optimizer", "clip_norm"):
+            then, now = state["settings"].get(name), self.settings[name]
+            if then != now:
+                raise ValueError(
+                    f"'{self.path}' was made with {name} = {then!r}, got {now!r}: resume with the "
+                    "same arguments, or give another checkpoint."
+                )
+        run.load(state["run"])
+
+    def last_good(self) -> str:
+        if self.path is None or not Path(self.path).exists():
+            return "there is no checkpoint to go back to (give 'checkpoint')"
+        return f"the last good checkpoint is '{self.path}', step {files.read(self.path)['run']['step']}"
+
+
+def _train(
+    run: Run, last: int, held_out: _HeldOut | None, saver: _Saver, progress: bool | None
+) -> str:
+    """Takes the steps and returns why it stopped."""
+    quiet = not sys.stderr.isatty() if progress is None else not progress
+    shown = tqdm(total=last, initial=run.step_count, desc="fit", disable=quiet)
+    try:
+        with shown:
+            steps = run.steps()
+            while run.step_count < last:
+                bound = next(steps)
+                shown.update()
+                if run.step_count % 50 == 0:
+                    shown.set_postfix(bound=f"{bound:.3f}", refresh=False)
+                if held_out is not None and run.step_count % held_out.every == 0:
+                    run.validate(held_out.batches)
+                    if held_out.patience and run.stale() >= held_out.patience:
+                        saver.save(run)
+                        return f"early, no better in {held_out.patience} validations"
+                if run.step_count % saver.every == 0 or run.step_count == last:
+                    saver.save(run)
+    except KeyboardInterrupt:
+        kept = f"best weights, of step {run.best_step}" if run.best else f"weights of step {run.step_count}"
+        print(f"pplvm: interrupted at step {run.step_count}; kept the {kept}.", file=sys.stderr)
+        return "interrupted"
+    except NotFinite as error:
+        raise NotFinite(f"{error}; {saver.last_good()}.") from error.__cause__
+    return "all steps taken"
+
+
+def _adam(parameters: list[Tensor], lr: float) -> Optimizer:
+    # Bounds fall by orders of magnitude within the first hundred steps; a second moment that
+    # remembers a thousand of them keeps the steps tiny long after.
+    return torch.optim.Adam(parameters, lr=lr, betas=(0.9, 0.99), fused=True)
+
+
+def _num_steps(num_steps: int | None, num_epochs: int | None, batches: Batches) -> int:
+    if num_steps is not None and num_epochs is not None:
+        raise ValueError("'num_steps' and 'num_epochs' say the same thing twice: give one of them.")
+    for name, value in (("num_steps", num_steps), ("num_epochs", num_epochs)):
+        if value is not None and value < 1:
+            raise ValueError(f"'{name}' should be at least 1, got {value}.")
+    return num_epochs * batches.per_epoch if num_epochs else num_steps or 1000
+
+
+def _check_schedule(objective: Callable, kl_schedule: Callable | None) -> None:
+    if kl_schedule is not None and "kl_weight" not in inspect.signature(objective).parameters:
+        raise ValueError(
+            f"'kl_schedule' needs an objective with a 'kl_weight', which {objective_name(objective)} "
+            "has not: use 'elbo'."
+        )
+
+
+def _default_guide(model: Callable, batches: Batches) -> AutoNormal:
+    sites = traces.run(model, *batches.first())
+    for name, site in sites.items():
+        if site.kind == "latent" and site.fn.support.is_discrete:
+            raise ValueError(
+                f"site '{name}' ({traces.distribution_name(site.fn)}) is discrete, for which there is "
+                "no default guide: give 'guide'."
+            )
+        if site.kind == "latent" and traces.in_data_plate(site) and batches.per_epoch > 1:
+            raise ValueError(
+                f"site '{name}' is each datum's own, and the default guide has parameters for each "
+                "datum: give an amortised 'guide', or leave out 'batch_size'."
+            )
+    return AutoNormal(model)

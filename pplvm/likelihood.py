@@ -1,0 +1,82 @@
+r"""The log marginal likelihood by importance sampling, and how far to trust it.
+
+.. math:: \log p(x) \approx \log \tfrac{1}{P} \sum_p \frac{p(x, z_p)}{q(z_p \mid x)},
+    \qquad z_p \sim q(z \mid x).
+
+References:
+    | Pareto Smoothed Importance Sampling (Vehtari et al., 2024)
+    | https://arxiv.org/abs/1507.02646
+"""
+
+__all__ = ["LogMarginal", "log_marginal"]
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from arviz_stats.base import array_stats
+from torch import Tensor
+
+from pplvm import traces
+
+
+class LogMarginal(NamedTuple):
+    """An estimate for each of N data; for N = 1 data set where latents are shared by the data."""
+
+    value: Tensor  # (N,): log p(x_n), in nats; low rather than high on average
+    error: Tensor  # (N,): its standard error
+    ess: Tensor  # (N,): effective sample size of the weights, between 1 and P
+    khat: Tensor  # (N,): Pareto k̂ of the weights; above 0.7 none of this is to be trusted
+
+
+def log_marginal(
+    model: Callable, guide: Callable, *data: Tensor, num_particles: int = 1000, seed: int = 0
+) -> LogMarginal:
+    """Estimates the log marginal likelihood with the guide as proposal.
+
+    Args:
+        model: The model.
+        guide: The guide.
+        data: The arguments of both, first axis N.
+        num_particles: The number of draws P for each datum.
+        seed: Of the draws.
+    """
+    if num_particles < 2:
+        raise ValueError(f"'num_particles' should be at least 2, got {num_particles}.")
+    per_datum = all(
+        traces.in_data_plate(site)
+        for program in (model, guide)
+        for site in traces.run(program, *data).values()
+        if site.kind == "latent"
+    )
+    rows = max(1, 20_000_000 // sum(x.numel() for x in data))  # particles in bounded memory
+    weights = []
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for start in range(0, num_particles, rows):
+            P = min(rows, num_particles - start)
+            z = traces.draw(model, guide, *data, num_particles=P, moving=False)
+            log_p, log_q = traces.weigh(model, guide, z, *data, per_datum=per_datum)
+            weights.append((log_p - log_q).double().cpu())  # (P, N)
+    return summarise(torch.cat(weights))
+
+
+def summarise(log_w: Tensor) -> LogMarginal:
+    """Maps log-weights (P, N) to the estimate and its diagnostics."""
+    P = len(log_w)
+    w = torch.softmax(log_w, dim=0)  # (P, N), sums to 1
+    return LogMarginal(
+        value=torch.logsumexp(log_w, dim=0) - math.log(P),
+        error=(w * P).std(0) / math.sqrt(P),
+        ess=1 / (w**2).sum(0),
+        khat=pareto_khat(log_w),
+    )
+
+
+def pareto_khat(log_w: Tensor) -> Tensor:
+    """Returns the Pareto shape (N,) of the right tails of log-weights (P, N)."""
+    if (log_w.amax(0) - log_w.amin(0)).max() < 1e-9:  # a perfect proposal has no tail to fit
+        return torch.full(log_w.shape[1:], -math.inf, dtype=log_w.dtype)
+    _, khat = array_stats.psislw(log_w.T.numpy(), axis=-1)
+    return torch.as_tensor(khat, dtype=log_w.dtype).reshape(log_w.shape[1:])

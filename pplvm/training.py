@@ -1,0 +1,249 @@
+"""One run of stochastic gradient steps, which can stop anywhere and go on bit for bit."""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+
+import pyro
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from pplvm import traces
+from pplvm.batches import Batches
+from pplvm.contract import check
+from pplvm.parameters import Scope, leaves, modules
+from pplvm.traces import Program
+from pplvm.types import Estimate
+
+
+@dataclass
+class History:
+    """What a fit went through; bounds are averages over data, in nats."""
+
+    bound: list[float] = field(default_factory=list)  # of each step's batch
+    lr: list[float] = field(default_factory=list)  # of each step
+    validated_at: list[int] = field(default_factory=list)  # steps done before each validation
+    validation: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+class Run:
+    """The state of a fit between two steps.
+
+    Args:
+        model: The model; modules are trained in copies, so that the caller's stay as they are.
+        guide: The guide, likewise.
+        objective: The objective.
+        batches: The data.
+        optimizer: Maps parameters to a torch optimiser.
+        scheduler: Maps that optimiser to a scheduler, stepped after every step, or None.
+        clip_norm: The largest norm of the gradient, or None.
+        kl_schedule: Maps the step to the weight of the divergence, or None.
+        device: Where to compute.
+        seed: Of the run's own random state.
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        guide: Callable,
+        *,
+        objective: Callable[..., Estimate],
+        batches: Batches,
+        optimizer: Callable[[list[Tensor]], Optimizer],
+        scheduler: Callable | None,
+        clip_norm: float | None,
+        kl_schedule: Callable[[int], float] | None,
+        device: torch.device,
+        seed: int,
+    ) -> None:
+        self.model, self.guide = copy.deepcopy((model, guide))
+        for module in modules(self.model, self.guide).values():
+            module.to(device).train()
+        self.objective, self.batches, self.device = objective, batches, device
+        self.clip_norm, self.kl_schedule = clip_norm, kl_schedule
+        self.scope = Scope(seed)
+        with self.scope():
+            first = batches.first()
+            check(self.model, self.guide, *first)  # and so creates what pyro.param declares
+            self._nesting = traces.nesting(self.model, self.guide, *first)
+            self.scope.adopt(modules(self.model, self.guide))
+            self.parameters = leaves(self.model, self.guide)
+        if not self.parameters:
+            raise ValueError(
+                "neither model nor guide has a parameter to learn: use nn.Parameter or pyro.param, "
+                "and leave requires_grad on."
+            )
+        self.optimizer = optimizer(list(self.parameters.values()))
+        self.scheduler = scheduler(self.optimizer) if scheduler is not None else None
+        self.step_count, self.history = 0, History()
+        self.best: dict[str, Tensor] | None = None
+        self.best_step = 0
+
+    # ---- steps: all of them are to be called inside the scope ----
+
+    def steps(self) -> Iterator[float]:
+        """Takes step after step, yielding each one's bound."""
+        while True:
+            epoch, skip = divmod(self.step_count, self.batches.per_epoch)
+            for batch in self.batches.epoch(epoch, skip):
+                start = time.perf_counter()
+                # Whatever is wrong with the data shows in the first epoch, which sees all of
+                # them; checking every number again afterwards would cost a third of the time.
+                with pyro.validation_enabled(epoch == 0):
+                    bound = self._step(batch)
+                self.history.seconds += time.perf_counter() - start
+                self.history.bound.append(bound)
+                yield bound
+
+    def _step(self, batch: tuple[Tensor, ...]) -> float:
+        self.optimizer.zero_grad(set_to_none=True)
+        try:
+            estimate = self.estimate(*batch)
+            bound = estimate.bound.mean().item()
+        except ValueError as error:  # Pyro's own word on NaN parameters names no step
+            self._check_finite(math.nan, batch, error)
+            raise
+        self._check_finite(bound, batch)
+        estimate.loss.backward()
+        if self.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.clip_norm)
+        self.history.lr.append(self.optimizer.param_groups[0]["lr"])
+        self.optimizer.step()
+        if self.scheduler is not None:
+            self.scheduler.step()
+        self.step_count += 1
+        return bound
+
+    def estimate(self, *batch: Tensor) -> Estimate:
+        """Returns the objective's estimate on one batch."""
+        share = len(batch[0]) / self.batches.size
+        model, guide = (Program(f, share, self._nesting) for f in (self.model, self.guide))
+        if self.kl_schedule is None:
+            return self.objective(model, guide, *batch)
+        weight = float(self.kl_schedule(self.step_count))
+        return self.objective(model, guide, *batch, kl_weight=weight)
+
+    def validate(self, batches: Batches) -> float:
+        """Returns the mean bound of held-out data and keeps the parameters if it is the best."""
+        total = 0.0
+        with self._evaluating(batches.seed):
+            for batch in batches.epoch(0):
+                total += self.estimate(*batch).bound.sum().item()
+        bound = total / batches.size
+        if not self.history.validation or bound > max(self.history.validation):
+            self.best = {name: p.detach().clone() for name, p in self.parameters.items()}
+            self.best_step = self.step_count
+        self.history.validated_at.append(self.step_count)
+        self.history.validation.append(bound)
+        return bound
+
+    def stale(self) -> int:
+        """Returns how many validations there were since the best one."""
+        return sum(at > self.best_step for at in self.history.validated_at)
+
+    def restore_best(self) -> None:
+        """Puts back the parameters that did best in validation, if there was any."""
+        if self.best is not None:
+            _load(self.parameters, self.best)
+
+    def evaluation_mode(self) -> None:
+        """Tells modules, such as dropout, that training is over."""
+        for module in modules(self.model, self.guide).values():
+            module.eval()
+
+    @contextmanager
+    def _evaluating(self, seed: int) -> Iterator[None]:
+        owned = modules(self.model, self.guide).values()
+        self.evaluation_mode()
+        schedule, self.kl_schedule = self.kl_schedule, None
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(seed)
+            yield
+        self.kl_schedule = schedule
+        for module in owned:
+            module.train()
+
+    def _check_finite(
+        self, bound: float, batch: tuple[Tensor, ...], error: Exception | None = None
+    ) -> None:
+        if math.isfinite(bound):
+            return
+        culprit = traces.first_non_finite(self.model, self.guide, *batch)
+        names = [n for n, p in self.parameters.items() if not torch.isfinite(p).all()]
+        if error is not None and culprit is None and not names:
+            return
+        where = f"first at site '{culprit}'" if culprit else "in no site's own density"
+        if names:
+            where += f", with NaN in the parameter '{names[0]}'"
+        raise NotFinite(
+            f"the bound turned {bound} at step {self.step_count}, {where}: lower 'lr', set "
+            "'clip_norm', or keep scales away from 0"
+        ) from error
+
+    # ---- the whole state, for checkpoints ----
+
+    def state(self) -> dict:
+        """Returns everything that the next step depends on."""
+        buffers = {
+            f"{role}.{name}": b
+            for role, module in modules(self.model, self.guide).items()
+            for name, b in module.named_buffers()
+        }
+        return {
+            "parameters": dict(self.parameters),
+            "buffers": buffers,
+            "best": self.best,
+            "best_step": self.best_step,
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict() if self.scheduler is not None else None,
+            "random": self.scope.state(),
+            "step": self.step_count,
+            "history": asdict(self.history),
+        }
+
+    def load(self, state: dict) -> None:
+        """Takes over what :meth:`state` returned."""
+        self.load_parameters(state)
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scheduler is not None and state["scheduler"] is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+        self.scope.resume(state["random"])
+
+    def load_parameters(self, state: dict) -> None:
+        """Takes over what a trained run is, but not what its next step would need."""
+        _load(self.parameters, state["parameters"])
+        for role, module in modules(self.model, self.guide).items():
+            for name, b in module.named_buffers():
+                b.copy_(state["buffers"][f"{role}.{name}"])
+        self.best, self.best_step = state["best"], state["best_step"]
+        self.step_count = state["step"]
+        self.history = History(**state["history"])
+
+
+class NotFinite(ValueError):
+    """A bound that turned NaN or infinite."""
+
+
+def _load(parameters: dict[str, Tensor], values: dict[str, Tensor]) -> None:
+    """Copies values into parameters of the same names and shapes, else raises ``ValueError``."""
+    if parameters.keys() != values.keys():
+        odd = sorted(parameters.keys() ^ values.keys())[0]
+        raise ValueError(
+            f"the file is of another story: parameter '{odd}' is in only one of the two; give the "
+            "model and guide that made it."
+        )
+    for name, p in parameters.items():
+        if p.shape != values[name].shape:
+            raise ValueError(
+                f"the file is of another story: parameter '{name}' has shape "
+                f"{tuple(values[name].shape)} there but {tuple(p.shape)} here; give the model and "
+                "guide that made it."
+            )
+    with torch.no_grad():
+        for name, p in parameters.items():
+            p.copy_(values[name])
