@@ -97,16 +97,16 @@ def evaluate(
 ) -> tuple[float, float]:
     """Returns the ELBO of all of x_test and the IWAE bound of some of it, in nats per image.
 
-    Memory is bounded by image_batch × particle_batch × D / 10 numbers or so in each buffer.
+    The largest array has particle_batch × 100 × D numbers, 31 MB by default.
 
     Args:
         x_test: Images of 0 and 1, (N, …).
         num_particles: The number of particles P of the importance-weighted bound.
-        num_images: How many images enter that bound, evenly spaced, as MNIST's test images get
-            harder towards the end of the file; 200 give a standard error of 1 to 2 nats.
+        num_images: How many images enter that bound, evenly spaced, as the halves of MNIST's
+            test file differ by 3 nats; 200 give a standard error of 2 nats (arbitrary).
         num_draws: How many draws the ELBO averages for each image.
         image_batch: How many images at a time enter the ELBO.
-        particle_batch: How many particles at a time, for 100 images, enter the other bound.
+        particle_batch: How many particles of 100 images at a time enter the IWAE bound.
         seed: Sets the draws.
     """
     torch.manual_seed(seed)
@@ -121,12 +121,11 @@ def evaluate(
     for x in x_test[some].split(100):
         log_w = torch.stack(
             [
-                log_weights(encoder, decoder, x, min(particle_batch, num_particles - p)).logsumexp(
-                    0
-                )
-                for p in range(0, num_particles, particle_batch)
+                log_weights(encoder, decoder, x, num).logsumexp(0)
+                for start in range(0, num_particles, particle_batch)
+                for num in [min(particle_batch, num_particles - start)]
             ]
-        )  # (P / particle_batch, 100)
+        )  # (P / particle_batch, 100): logarithms of sums of weights
         iwae += (log_w.logsumexp(0) - math.log(num_particles)).sum().item()
     return elbo / len(x_test), iwae / len(some)
 

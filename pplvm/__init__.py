@@ -1,5 +1,6 @@
 """Latent variable models on Pyro: one generative story, every inference method, one report."""
 
+from pplvm.compare import Row, Table, compare
 from pplvm.contract import explain
 from pplvm.draws import Draws
 from pplvm.exact import Exact, exact
@@ -15,6 +16,9 @@ __all__ = [
     "Exact",
     "Fit",
     "LogMarginal",
+    "Row",
+    "Table",
+    "compare",
     "exact",
     "explain",
     "fit",

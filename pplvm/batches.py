@@ -19,7 +19,9 @@ def resolve_device(device: str) -> torch.device:
     except RuntimeError:
         raise ValueError(f"'device' should be 'auto', 'cpu' or 'cuda', got '{device}'.") from None
     if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"'device' is '{device}', but torch sees no CUDA here: use 'cpu' or 'auto'.")
+        raise ValueError(
+            f"'device' is '{device}', but torch sees no CUDA here: use 'cpu' or 'auto'."
+        )
     return chosen
 
 
@@ -55,24 +57,32 @@ def check_data(data: Sequence[Array], what: str = "data") -> int:
                 "with torch.as_tensor."
             )
         if x.ndim == 0 or len(x) == 0:
-            raise ValueError(f"{what}[{i}] is empty, got shape {tuple(x.shape)}: give at least one datum.")
+            raise ValueError(
+                f"{what}[{i}] is empty, got shape {tuple(x.shape)}: give at least one datum."
+            )
         if len(x) != len(data[0]):
             raise ValueError(
                 f"the first axes of the {what} differ: {what}[0] has {len(data[0])} rows, {what}[{i}] "
                 f"{len(x)}; every argument should have one row a datum."
             )
         if isinstance(x, np.ndarray) and x.dtype.kind not in "biuf":
-            raise ValueError(f"{what}[{i}] should be numeric, got dtype {x.dtype}: encode it first.")
+            raise ValueError(
+                f"{what}[{i}] should be numeric, got dtype {x.dtype}: encode it first."
+            )
         check_finite(x, f"{what}[{i}]")
     return len(data[0])
 
 
 def check_finite(x: Array, what: str) -> None:
     """Raises a ``ValueError`` if there are NaN or infinite values; a memory map is read in parts."""
-    if isinstance(x, Tensor) and not x.is_floating_point() or isinstance(x, np.ndarray) and x.dtype.kind != "f":
+    if (isinstance(x, Tensor) and not x.is_floating_point()) or (
+        isinstance(x, np.ndarray) and x.dtype.kind != "f"
+    ):
         return
     for start in range(0, len(x), 65536):
-        part = torch.as_tensor(np.array(x[start : start + 65536])) if isinstance(x, np.ndarray) else x
+        part = (
+            torch.as_tensor(np.array(x[start : start + 65536])) if isinstance(x, np.ndarray) else x
+        )
         bad = ~torch.isfinite(part)
         if bad.any():
             row = start + int(bad.reshape(len(part), -1).any(1).nonzero()[0])

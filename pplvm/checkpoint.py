@@ -36,7 +36,9 @@ def write(path: str | Path, state: Any) -> None:
             os.fsync(file.fileno())
         os.replace(beside, path)
     except OSError as error:
-        raise ValueError(f"cannot write '{path}': {error.strerror}; choose another path.") from error
+        raise ValueError(
+            f"cannot write '{path}': {error.strerror}; choose another path."
+        ) from error
 
 
 def read(path: str | Path) -> Any:
@@ -75,7 +77,9 @@ def _pack(value: Any, tensors: dict[str, Tensor], key: str) -> Any:
         return {type(value).__name__ if type(value) in (list, tuple) else "list": items}
     if value is None or isinstance(value, (bool, int, float, str)):
         return {"value": value}
-    raise ValueError(f"cannot save {key} of type {type(value).__name__}: only tensors and plain values.")
+    raise ValueError(
+        f"cannot save {key} of type {type(value).__name__}: only tensors and plain values."
+    )
 
 
 def _unpack(node: Any, tensors: dict[str, Tensor]) -> Any:

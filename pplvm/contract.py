@@ -32,7 +32,9 @@ def check(model: Callable, guide: Callable | None, *data: Tensor) -> None:
         q = _run("guide", guide, *data)
         _check_plates("guide", q, *data)
         latents = {s.name for s in p.values() if s.kind == "latent"}
-        drawn = {s.name for s in q.values() if not s.infer.get("is_auxiliary") and s.kind == "latent"}
+        drawn = {
+            s.name for s in q.values() if not s.infer.get("is_auxiliary") and s.kind == "latent"
+        }
         if latents != drawn:
             raise ValueError(traces.mismatch(latents, drawn))
         for name in sorted(latents):
@@ -55,7 +57,9 @@ def explain(
     header = ("site", "kind", "shape", "plates", "model", "guide", "gradient")
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
     for row in (header, *rows):
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        print(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        )
 
 
 def site_table(

@@ -24,7 +24,7 @@ class Draws:
     made are independent and come as one chain.
     """
 
-    values: Mapping[str, Tensor]  # (C, S, plates…, event…)
+    values: dict[str, Tensor]  # (C, S, plates…, event…)
     plates: Mapping[str, tuple[str, ...]]  # names of the plates of each site, outermost first
     stats: Mapping[str, Tensor]  # (C, S) each: diverging, energy, tree_depth, …
     model: Callable  # at the parameters that the draws are given
@@ -48,10 +48,6 @@ class Draws:
         """Whether the draws come from no chain, so that they need no convergence diagnostics."""
         return not self.stats
 
-    def draws(self) -> "Draws":
-        """Returns itself: draws are an answer, like a fit."""
-        return self
-
     def thin(self, num_draws: int) -> "Draws":
         """Returns at most so many draws of each chain, evenly spread."""
         S = self.shape[1]
@@ -70,8 +66,9 @@ class Draws:
         names = [name for name, site in sites.items() if site.kind == "deterministic"]
         if not names:
             return {}
-        out = self._replay(lambda values: _values(traces.replay(self.model, values, *self.data), names))
-        return out
+        return self._replay(
+            lambda values: _values(traces.replay(self.model, values, *self.data), names)
+        )
 
     def log_likelihood(self) -> dict[str, Tensor]:
         """Returns each observed site's log-density in nats, (C, S, N), or (C, S) outside the plate."""
@@ -93,8 +90,11 @@ class Draws:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             dreams = [traces.run(self.model, *self.data, dream=True) for _ in range(num_draws)]
-        pick = lambda names: {n: torch.stack([d[n].value for d in dreams])[None] for n in names}  # noqa: E731
-        return pick(self.values), pick(self._observed())
+        latents, observed = (
+            {name: torch.stack([d[name].value for d in dreams])[None] for name in names}
+            for names in (self.values, self._observed())
+        )
+        return latents, observed
 
     def to_arviz(self, coords: Mapping[str, Sequence] | None = None) -> xr.DataTree:
         """Returns an ArviZ DataTree.
@@ -106,30 +106,45 @@ class Draws:
             coords: Labels of dims, such as ``{"data": names, "z_dim_0": factors}``; a plate or
                 dim that does not exist, or of another length, is a ``ValueError``.
         """
-        latents, determined = dict(self.values), self.deterministic()
-        likelihood = self.log_likelihood()
         prior, prior_predictive = self.prior_predict()
         sites = traces.run(self.model, *self.data)
-        observed = {n: sites[n].value[None, None] for n in self._observed()}
-        groups = {
-            "posterior": latents | determined,
+        groups: dict[str, Mapping[str, Tensor]] = {
+            "posterior": self.values | self.deterministic(),
             "posterior_predictive": self.predict(),
-            "log_likelihood": likelihood,
+            "log_likelihood": self.log_likelihood(),
             "prior": prior,
             "prior_predictive": prior_predictive,
-            "observed_data": observed,
+            "observed_data": {name: sites[name].value[None, None] for name in self._observed()},
+            "sample_stats": self.stats,
         }
-        tree = {name: _dataset(group, sites, coords) for name, group in groups.items()}
-        tree["observed_data"] = tree["observed_data"].isel(chain=0, draw=0, drop=True)
-        if self.stats:
-            tree["sample_stats"] = _dataset(dict(self.stats), {}, None)
-        known = {dim: size for d in tree.values() for dim, size in d.sizes.items()}
-        for dim, labels in (coords or {}).items():
-            if known.get(dim) != len(labels):
+        dims = {k: {n: _dims(n, v, sites) for n, v in group.items()} for k, group in groups.items()}
+        sizes = {
+            dim: size
+            for k, group in groups.items()
+            for n, v in group.items()
+            for dim, size in zip(dims[k][n], v.shape[2:], strict=True)
+        }
+        coords = {dim: list(labels) for dim, labels in (coords or {}).items()}
+        for dim, labels in coords.items():
+            if sizes.get(dim) != len(labels):
                 raise ValueError(
-                    f"coords['{dim}'] has {len(labels)} labels, but the dims are {known}: give one "
+                    f"coords['{dim}'] has {len(labels)} labels, but the dims are {sizes}: give one "
                     "label for each element of an existing dim."
                 )
+        tree = {
+            k: dict_to_dataset(
+                {name: value.detach().cpu().numpy() for name, value in group.items()},
+                dims=dims[k],
+                coords={
+                    d: c
+                    for d, c in coords.items()
+                    if d in {x for ds in dims[k].values() for x in ds}
+                },
+            )
+            for k, group in groups.items()
+            if group
+        }
+        tree["observed_data"] = tree["observed_data"].isel(chain=0, draw=0, drop=True)
         return xr.DataTree.from_dict(tree)
 
     def _observed(self) -> list[str]:
@@ -153,21 +168,11 @@ def _values(sites: dict[str, Site], names: list[str]) -> dict[str, Tensor]:
     return {name: sites[name].value for name in names}
 
 
-def _dataset(group: Mapping[str, Tensor], sites: dict[str, Site], coords) -> xr.Dataset:
-    dims = {}
-    for name, value in group.items():
-        plates = [n for n, _, _ in sites[name].plates] if name in sites else []
-        # What pyro.deterministic names may lack the dims of the plates around it, and a
-        # log-density has no event dims.
-        shape = tuple(size for _, size, _ in sites[name].plates) if name in sites else ()
-        if tuple(value.shape[2 : 2 + len(plates)]) != shape:
-            plates = [DATA] if value.ndim > 2 and value.shape[2] == dict((n, s) for n, s, _ in sites[name].plates).get(DATA) else []
-        dims[name] = plates + [f"{name}_dim_{i}" for i in range(value.ndim - 2 - len(plates))]
-    arrays = {name: value.detach().cpu().numpy() for name, value in group.items()}
-    used = {d for ds in dims.values() for d in ds}
-    labels = {dim: list(c) for dim, c in (coords or {}).items() if dim in used}
-    for name, value in group.items():
-        for dim, size in zip(dims[name], value.shape[2:], strict=True):
-            if dim in labels and len(labels[dim]) != size:
-                labels.pop(dim)  # reported by the caller, who knows every dim
-    return dict_to_dataset(arrays, dims=dims, coords=labels, sample_dims=["chain", "draw"])
+def _dims(name: str, value: Tensor, sites: dict[str, Site]) -> list[str]:
+    """Names the dims of a (C, S, …) value: plates first, as far as they are there."""
+    plates = sites[name].plates if name in sites else ()
+    sizes = tuple(size for _, size, _ in plates)
+    named = [plate for plate, _, _ in plates]
+    if tuple(value.shape[2 : 2 + len(named)]) != sizes:  # a datum's density, or a free value
+        named = [DATA] if DATA in named and value.shape[2:3] == sizes[-1:] else []
+    return named + [f"{name}_dim_{i}" for i in range(value.ndim - 2 - len(named))]

@@ -63,7 +63,9 @@ class Exact:
         random = torch.Generator().manual_seed(seed)
         eps = torch.randn(num_draws, *self.location.shape, generator=random, dtype=torch.float64)
         u = self.location + (self.scale_tril @ eps[..., None]).squeeze(-1)  # (S, N, L)
-        dtype = self.data[0].dtype if self.data[0].is_floating_point() else torch.get_default_dtype()
+        dtype = (
+            self.data[0].dtype if self.data[0].is_floating_point() else torch.get_default_dtype()
+        )
         parts = [_unflatten(row, sites) for row in u.to(dtype)]
         return Draws(
             values={name: torch.stack([part[name] for part in parts])[None] for name in sites},
@@ -108,7 +110,9 @@ def exact(model: Callable, *data: Tensor) -> Exact:
     c, h, precision = _coefficients(log_joint, zero)
     factor, failed = torch.linalg.cholesky_ex(precision)
     if failed.any():
-        raise ValueError("the joint log-density has no Gaussian posterior: its precision is singular.")
+        raise ValueError(
+            "the joint log-density has no Gaussian posterior: its precision is singular."
+        )
     mean = torch.cholesky_solve(h[..., None], factor).squeeze(-1)  # (N, L)
     covariance = torch.cholesky_inverse(factor)
     sd = covariance.diagonal(dim1=-2, dim2=-1).sqrt()  # (N, L)
@@ -161,7 +165,9 @@ def _unflatten(u: Tensor, sites: dict[str, Site]) -> dict[str, Tensor]:
     """Undoes :func:`_flatten`."""
     axes = {name: _data_axis(site) for name, site in sites.items()}
     local = None not in axes.values()
-    shapes = {n: s.value.movedim(axes[n], 0).shape if local else s.value.shape for n, s in sites.items()}
+    shapes = {
+        n: s.value.movedim(axes[n], 0).shape if local else s.value.shape for n, s in sites.items()
+    }
     sizes = [math.prod(shape[1:]) if local else math.prod(shape) for shape in shapes.values()]
     out = {}
     for name, part in zip(sites, u.split(sizes, dim=1), strict=True):

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import torch
 from pyro.infer import ELBO
-from pyro.infer.autoguide import AutoNormal
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
@@ -25,7 +24,7 @@ from pplvm.contract import objective_name
 from pplvm.draws import Draws
 from pplvm.likelihood import LogMarginal, log_marginal
 from pplvm.objectives import elbo, from_pyro
-from pplvm.training import History, NotFinite, Run
+from pplvm.training import History, NotFiniteError, Run
 from pplvm.types import Estimate
 
 
@@ -171,9 +170,10 @@ def fit(
         check_data(data)
     batches = Batches(data[0] if loaded else data, batch_size, seed, convert)
     last = _num_steps(num_steps, num_epochs, batches)
+    if guide is None:
+        _check_default_guide(model, batches)
     run = Run(
-        model, _default_guide(model, batches) if guide is None else guide,
-        objective=objective, batches=batches,
+        model, guide, objective=objective, batches=batches,
         optimizer=optimizer or partial(_adam, lr=lr),
         scheduler=scheduler, clip_norm=clip_norm, kl_schedule=kl_schedule, device=place, seed=seed,
     )  # fmt: skip
@@ -190,7 +190,9 @@ def fit(
             Batches(validation, batch_size, seed, convert), validate_every or default, patience
         )
     elif patience is not None:
-        raise ValueError("'patience' waits for a better bound of held-out data: give 'validation' too.")
+        raise ValueError(
+            "'patience' waits for a better bound of held-out data: give 'validation' too."
+        )
     saver = _Saver(checkpoint, checkpoint_every, settings)
     with run.scope():
         if resume:
@@ -219,9 +221,8 @@ def load(path: str | Path, model: Callable, guide: Callable | None, *data: Array
     convert = partial(as_tensor, dtype=floating_dtype(model, guide), device=torch.device("cpu"))
     batches = Batches(data, None, 0, convert)
     run = Run(
-        model, _default_guide(model, batches) if guide is None else guide, objective=elbo,
-        batches=batches, optimizer=torch.optim.Adam, scheduler=None, clip_norm=None,
-        kl_schedule=None, device=torch.device("cpu"), seed=0,
+        model, guide, objective=elbo, batches=batches, optimizer=torch.optim.Adam, scheduler=None,
+        clip_norm=None, kl_schedule=None, device=torch.device("cpu"), seed=0,
     )  # fmt: skip
     with run.scope():
         run.load_parameters(state["run"])
@@ -289,11 +290,15 @@ def _train(
                 if run.step_count % saver.every == 0 or run.step_count == last:
                     saver.save(run)
     except KeyboardInterrupt:
-        kept = f"best weights, of step {run.best_step}" if run.best else f"weights of step {run.step_count}"
+        kept = (
+            f"best weights, of step {run.best_step}"
+            if run.best
+            else f"weights of step {run.step_count}"
+        )
         print(f"pplvm: interrupted at step {run.step_count}; kept the {kept}.", file=sys.stderr)
         return "interrupted"
-    except NotFinite as error:
-        raise NotFinite(f"{error}; {saver.last_good()}.") from error.__cause__
+    except NotFiniteError as error:
+        raise NotFiniteError(f"{error}; {saver.last_good()}.") from error.__cause__
     return "all steps taken"
 
 
@@ -320,9 +325,8 @@ def _check_schedule(objective: Callable, kl_schedule: Callable | None) -> None:
         )
 
 
-def _default_guide(model: Callable, batches: Batches) -> AutoNormal:
-    sites = traces.run(model, *batches.first())
-    for name, site in sites.items():
+def _check_default_guide(model: Callable, batches: Batches) -> None:
+    for name, site in traces.run(model, *batches.first()).items():
         if site.kind == "latent" and site.fn.support.is_discrete:
             raise ValueError(
                 f"site '{name}' ({traces.distribution_name(site.fn)}) is discrete, for which there is "
@@ -333,4 +337,3 @@ def _default_guide(model: Callable, batches: Batches) -> AutoNormal:
                 f"site '{name}' is each datum's own, and the default guide has parameters for each "
                 "datum: give an amortised 'guide', or leave out 'batch_size'."
             )
-    return AutoNormal(model)

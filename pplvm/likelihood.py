@@ -51,6 +51,10 @@ def log_marginal(
         if site.kind == "latent"
     )
     rows = max(1, 20_000_000 // sum(x.numel() for x in data))  # particles in bounded memory
+    try:
+        traces.check_particles(model, guide, *data)
+    except ValueError:
+        rows = 1  # slow, but right
     weights = []
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -53,7 +53,11 @@ def nuts(
         seed: Chain c is seeded by ``seed`` and c, whatever runs beside it.
         progress: Whether to show a bar of the chains; by default on a terminal.
     """
-    least = {"num_chains": (num_chains, 1), "num_warmup": (num_warmup, 0), "num_samples": (num_samples, 1)}
+    least = {
+        "num_chains": (num_chains, 1),
+        "num_warmup": (num_warmup, 0),
+        "num_samples": (num_samples, 1),
+    }
     for name, (value, smallest) in least.items():
         if value < smallest:
             raise ValueError(f"'{name}' should be at least {smallest}, got {value}.")
@@ -69,7 +73,9 @@ def nuts(
                 "observe it, or fit with 'reweighted_wake_sleep'."
             )
     if not sites:
-        raise ValueError("the model has no continuous latent site: there is nothing for NUTS to draw.")
+        raise ValueError(
+            "the model has no continuous latent site: there is nothing for NUTS to draw."
+        )
     workers = min(num_chains, os.cpu_count() or 1)
     seeds = [seed * 1_000_003 + chain for chain in range(num_chains)]
     jobs = (delayed(_pyro_chain)(model, data, s, num_warmup, num_samples) for s in seeds)

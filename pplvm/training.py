@@ -1,6 +1,7 @@
 """One run of stochastic gradient steps, which can stop anywhere and go on bit for bit."""
 
 import copy
+import inspect
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 
 import pyro
 import torch
+from pyro.infer.autoguide import AutoGuide, AutoNormal
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -36,7 +38,7 @@ class Run:
 
     Args:
         model: The model; modules are trained in copies, so that the caller's stay as they are.
-        guide: The guide, likewise.
+        guide: The guide, likewise; None for Pyro's ``AutoNormal``.
         objective: The objective.
         batches: The data.
         optimizer: Maps parameters to a torch optimiser.
@@ -50,7 +52,7 @@ class Run:
     def __init__(
         self,
         model: Callable,
-        guide: Callable,
+        guide: Callable | None,
         *,
         objective: Callable[..., Estimate],
         batches: Batches,
@@ -61,7 +63,7 @@ class Run:
         device: torch.device,
         seed: int,
     ) -> None:
-        self.model, self.guide = copy.deepcopy((model, guide))
+        self.model, self.guide = _copies(model, guide)
         for module in modules(self.model, self.guide).values():
             module.to(device).train()
         self.objective, self.batches, self.device = objective, batches, device
@@ -70,6 +72,8 @@ class Run:
         with self.scope():
             first = batches.first()
             check(self.model, self.guide, *first)  # and so creates what pyro.param declares
+            if _num_particles(objective) > 1:
+                traces.check_particles(self.model, self.guide, *first)
             self._nesting = traces.nesting(self.model, self.guide, *first)
             self.scope.adopt(modules(self.model, self.guide))
             self.parameters = leaves(self.model, self.guide)
@@ -180,7 +184,7 @@ class Run:
         where = f"first at site '{culprit}'" if culprit else "in no site's own density"
         if names:
             where += f", with NaN in the parameter '{names[0]}'"
-        raise NotFinite(
+        raise NotFiniteError(
             f"the bound turned {bound} at step {self.step_count}, {where}: lower 'lr', set "
             "'clip_norm', or keep scales away from 0"
         ) from error
@@ -225,7 +229,25 @@ class Run:
         self.history = History(**state["history"])
 
 
-class NotFinite(ValueError):
+def _num_particles(objective: Callable) -> int:
+    option = inspect.signature(objective).parameters.get("num_particles")
+    return 1 if option is None else option.default
+
+
+def _copies(model: Callable, guide: Callable | None) -> tuple[Callable, Callable]:
+    """Returns copies of both that share what the originals share."""
+    memo: dict = {}
+    model, guide, original = copy.deepcopy(model, memo), copy.deepcopy(guide, memo), guide
+    if guide is None:
+        return model, AutoNormal(model)
+    if isinstance(original, AutoGuide):
+        for old, new in zip(original.modules(), guide.modules(), strict=True):
+            if isinstance(old, AutoGuide):  # which forgets its model when copied
+                new._model = (copy.deepcopy(old.model, memo),)
+    return model, guide
+
+
+class NotFiniteError(ValueError):
     """A bound that turned NaN or infinite."""
 
 

@@ -23,6 +23,7 @@ from zoo import (
     mixed,
     nested,
     normal,
+    of_oracle,
     regression,
     schools,
     vae,
@@ -96,6 +97,23 @@ def test_divergence_in_closed_form_is_scaled_but_masked_data_add_nothing():
     torch.testing.assert_close(log_lik, seen * normal(x, zs, math.log(0.7)))
 
 
+@pytest.mark.parametrize(
+    ("handler", "factor"),
+    [
+        (partial(pyro.poutine.scale, scale=0.5), 0.5),
+        (partial(pyro.poutine.mask, mask=torch.tensor([True, False, True, True])), None),
+    ],
+)
+def test_there_is_no_closed_form_where_programs_weigh_a_site_differently(handler, factor):
+    story = of_oracle(ORACLES["gaussian"])
+    story = story._replace(model=handler(story.model))  # its guide stays as it is
+    z, value = drawn(story, 3, moving=True)
+    _, kl = elbo_terms(story.model, story.guide, z, *story.data)
+    weight = torch.tensor([1.0, 0.0, 1.0, 1.0]) if factor is None else factor
+    log_q = normal(value["z"], 0.2 * story.data[0] - 0.3, 0.1)
+    torch.testing.assert_close(kl, log_q - weight * normal(value["z"], 0.3))
+
+
 @pytest.mark.parametrize("num_particles", [1, 3])
 def test_a_story_without_a_data_plate_is_one_datum(num_particles):
     story = schools()
@@ -121,6 +139,14 @@ def test_the_data_set_as_a_whole_has_one_weight(num_particles):
     q = normal(w, torch.tensor([0.3, -0.2]), torch.tensor([-0.5, -0.4])).sum(1)
     torch.testing.assert_close(log_p, p[:, None])
     torch.testing.assert_close(log_q, q[:, None])
+
+
+@pytest.mark.parametrize("name", PER_DATUM | DISCRETE)
+def test_the_weight_of_the_data_set_is_the_product_of_those_of_the_data(name):
+    story = (PER_DATUM | DISCRETE)[name]()
+    z, _ = drawn(story)
+    for whole, part in zip(scores(story, z, per_datum=False), scores(story, z), strict=True):
+        torch.testing.assert_close(whole, part.sum(1, keepdim=True))
 
 
 @pytest.mark.parametrize("num_particles", [1, 3])
@@ -264,6 +290,23 @@ def test_known_nesting_spares_a_run():
     with pyro.plate("particles", 3, dim=-3):
         trace = pyro.poutine.trace(story.guide).get_trace(*story.data)
     torch.testing.assert_close(value["w"], trace.nodes["w"]["value"])
+
+
+@pytest.mark.parametrize("num_particles", [1, 3])
+def test_data_may_be_broadcast_over_a_plate(num_particles):
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=torch.tensor(0.3))
+
+    def guide(x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    story = factor_analysis()._replace(model=model, guide=guide)
+    z, value = drawn(story, num_particles)
+    zs = value["z"].reshape(num_particles, 4)
+    torch.testing.assert_close(scores(story, z).log_p, normal(zs, 0.0) + normal(zs, 0.3))
 
 
 # ---- shapes ----

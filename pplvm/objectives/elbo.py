@@ -37,6 +37,4 @@ def elbo(
     """
     z = draw(model, guide, *data, num_particles=num_particles)
     log_lik, kl = elbo_terms(model, guide, z, *data)  # (P, N)
-    return Estimate(
-        loss=(kl_weight * kl - log_lik).mean(), bound=(log_lik - kl).mean(0).detach()
-    )
+    return Estimate(loss=(kl_weight * kl - log_lik).mean(), bound=(log_lik - kl).mean(0).detach())

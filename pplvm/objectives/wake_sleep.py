@@ -78,9 +78,7 @@ def reweighted_wake_sleep(
         phases.append(wake_phi(*scores))
     if phi != "wake":
         phases.append(-dream(model, guide, *data))
-    return Estimate(
-        loss=(theta + sum(phases) / len(phases)).mean(), bound=-theta.detach()
-    )
+    return Estimate(loss=(theta + sum(phases) / len(phases)).mean(), bound=-theta.detach())
 
 
 def wake_theta(log_p: Tensor, log_q: Tensor) -> Tensor:

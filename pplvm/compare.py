@@ -1,0 +1,355 @@
+"""Answers side by side: how far each is from the exact or the MCMC one, and what to worry about."""
+
+__all__ = ["Row", "Table", "compare"]
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import singledispatch
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pplvm import diagnostics, traces
+from pplvm.diagnostics import LEAST_ESS, MOST_KHAT, MOST_RHAT
+from pplvm.draws import Draws
+from pplvm.exact import Exact
+from pplvm.fit import Fit
+from pplvm.parameters import module_of
+
+Answer = Fit | Draws | Exact
+
+
+@dataclass(frozen=True)
+class Row:
+    """One answer. What does not apply to it is None; log-densities are nats per datum."""
+
+    name: str
+    method: str
+    bound: float | None = None
+    log_marginal: float | None = None
+    log_marginal_error: float | None = None
+    mean_error: float | None = None  # RMS of (mean - reference) / reference sd
+    sd_error: float | None = None  # RMS of sd / reference sd - 1
+    cover_50: float | None = None  # reference mass within the central 50 % intervals
+    cover_90: float | None = None
+    khat: float | None = None  # the largest
+    rhat: float | None = None  # the largest
+    ess_bulk: float | None = None  # the smallest
+    ess_tail: float | None = None
+    loo: float | None = None  # summed over the data
+    loo_error: float | None = None
+    seconds: float = 0.0
+    worries: tuple[str, ...] = ()
+
+
+COLUMNS = {
+    "name": "answer", "bound": "bound", "log_marginal": "log p(x)", "mean_error": "mean err",
+    "sd_error": "sd err", "cover_50": "50 %", "cover_90": "90 %", "khat": "k̂", "rhat": "R̂",
+    "ess_bulk": "ESS bulk", "ess_tail": "ESS tail", "loo": "LOO", "seconds": "seconds",
+    "worries": "worry about",
+}  # fmt: skip
+LEGEND = (
+    "bound, log p(x): nats per datum. mean err: RMS of (mean - reference) / reference sd; sd err: RMS "
+    "of sd / reference sd - 1. 50 %, 90 %: reference mass inside the central intervals. k̂, R̂: "
+    "largest; ESS: smallest."
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """What :func:`compare` returns; prints as text and shows as HTML in a notebook."""
+
+    rows: tuple[Row, ...]
+    reference: str | None  # the name of the answer that the others are held against
+    answers: Mapping[str, Answer]
+    draws: Mapping[str, Draws]
+    data: tuple[Tensor, ...]
+
+    def __getitem__(self, name: str) -> Row:
+        """Returns the row of an answer."""
+        return next(row for row in self.rows if row.name == name)
+
+    def to_dict(self) -> dict:
+        """Returns plain values, fit for JSON: what is not finite becomes None."""
+        rows = [
+            {
+                k: None if isinstance(v, float) and not math.isfinite(v) else v
+                for k, v in asdict(row).items()
+            }
+            for row in self.rows
+        ]
+        return {"reference": self.reference, "rows": rows}
+
+    def cells(self) -> list[list[str]]:
+        """Returns the header and the rows as text, without columns that are empty throughout."""
+        used = [c for c in COLUMNS if any(getattr(row, c) not in (None, ()) for row in self.rows)]
+        used = [c for c in COLUMNS if c in (*used, "worries")]
+        return [[COLUMNS[c] for c in used]] + [[_cell(row, c) for c in used] for row in self.rows]
+
+    def __str__(self) -> str:
+        """Returns the table as lines of text."""
+        cells = self.cells()
+        widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+        lines = []
+        for row in cells:
+            middle = [cell.rjust(w) for cell, w in zip(row[1:-1], widths[1:-1], strict=True)]
+            lines.append("  ".join([row[0].ljust(widths[0]), *middle, row[-1]]).rstrip())
+        lines.insert(1, "─" * max(map(len, lines)))
+        against = f"Reference: {self.reference}. " if self.reference else "No healthy reference. "
+        return "\n".join([*lines, "", against + LEGEND])
+
+    def _repr_html_(self) -> str:
+        head, *body = self.cells()
+        row = lambda cells, tag: "<tr>" + "".join(f"<{tag}>{c}</{tag}>" for c in cells) + "</tr>"  # noqa: E731
+        return (
+            f"<table>{row(head, 'th')}{''.join(row(r, 'td') for r in body)}</table><p>{LEGEND}</p>"
+        )
+
+    def report(self, path: str | Path) -> Path:
+        """Writes one self-contained HTML file with the table and the plots behind it."""
+        from pplvm.report import write  # the report reads tables, so it stands above them
+
+        return write(self, path)
+
+
+def compare(
+    answers: Mapping[str, Answer],
+    *,
+    num_draws: int = 4000,
+    num_particles: int = 1000,
+    seed: int = 0,
+) -> Table:
+    """Compares answers about the same data.
+
+    The reference is the exact answer if there is one, else the longest run of NUTS whose chains
+    are healthy. A fit is asked about the data of the other answers, whatever it was trained on.
+
+    Args:
+        answers: Fits, draws and exact posteriors, by the names that the table is to show.
+        num_draws: The number of draws taken of fits and of exact posteriors.
+        num_particles: The number of particles behind each fit's log p(x) and k̂.
+        seed: Of these.
+    """
+    if not answers:
+        raise ValueError("'answers' is empty: give at least one fit, draws or exact posterior.")
+    for name, answer in answers.items():
+        if not isinstance(answer, Answer):
+            raise ValueError(
+                f"answers['{name}'] should come from fit, nuts or exact, got {type(answer).__name__}."
+            )
+    data = _common_data(answers)
+    draws = {name: _draws(answer, data, num_draws, seed) for name, answer in answers.items()}
+    _check_same_sites(draws)
+    rows = {n: _row(a, n, draws[n], num_particles, seed) for n, a in answers.items()}
+    reference = _reference(answers, rows)
+    if reference is not None:
+        rows = {
+            name: _against(row, draws[name], draws[reference], name == reference)
+            for name, row in rows.items()
+        }
+    return Table(tuple(rows.values()), reference, dict(answers), draws, data)
+
+
+# ---- one row for each kind of answer ----
+
+
+@singledispatch
+def _row(answer: Fit, name: str, draws: Draws, num_particles: int, seed: int) -> Row:
+    weights = answer.log_marginal(*draws.data, num_particles=num_particles, seed=seed)
+    worries = []
+    rise = diagnostics.still_rising(answer.history.bound)
+    if rise:
+        worries.append(
+            f"not converged: bound rose by {rise:.2g} nats in the last tenth of the steps"
+        )
+    if answer.settings.get("stopped") == "interrupted":
+        worries.append(f"interrupted after {answer.settings['num_steps']} steps")
+    bad = int((weights.khat > MOST_KHAT).sum())
+    if bad:
+        worries.append(f"k̂ > {MOST_KHAT} for {bad} of {len(weights.khat)}: log p(x) is unreliable")
+    dead, total = diagnostics.collapsed(draws)
+    if dead:
+        worries.append(f"posterior collapse: {dead} of {total} latent dims ignore the data")
+    units = _units(draws)
+    return Row(
+        name,
+        method=answer.settings["method"],
+        bound=float(answer.bound(*draws.data, seed=seed).double().mean()),
+        log_marginal=float(weights.value.sum()) / units,
+        log_marginal_error=float(weights.error.square().sum().sqrt()) / units,
+        khat=float(weights.khat.max()),
+        seconds=answer.seconds,
+        worries=tuple(worries),
+    )
+
+
+@_row.register
+def _(answer: Draws, name: str, draws: Draws, num_particles: int, seed: int) -> Row:
+    loo = diagnostics.psis_loo(answer)
+    worries, mixing = [], None
+    if not answer.independent:
+        mixing = diagnostics.mixing(answer)
+        if not mixing.rhat <= MOST_RHAT:
+            worries.append(
+                f"R̂ {mixing.rhat:.3f} > {MOST_RHAT} at {mixing.rhat_at}: run longer chains"
+            )
+        if min(mixing.ess_bulk, mixing.ess_tail) < LEAST_ESS:
+            worries.append(f"ESS {min(mixing.ess_bulk, mixing.ess_tail):.0f} < {LEAST_ESS}")
+        if mixing.divergences:
+            worries.append(f"{mixing.divergences} divergences: reparameterise, or adapt longer")
+    if loo is not None and (loo.khat > MOST_KHAT).any():
+        bad = int((loo.khat > MOST_KHAT).sum())
+        worries.append(f"k̂ > {MOST_KHAT} for {bad} of {len(loo.khat)} data: LOO is unreliable")
+    return Row(
+        name,
+        method=answer.settings.get("method", "draws"),
+        khat=float(loo.khat.max()) if loo else None,
+        rhat=mixing.rhat if mixing else None,
+        ess_bulk=mixing.ess_bulk if mixing else None,
+        ess_tail=mixing.ess_tail if mixing else None,
+        loo=loo.elpd if loo else None,
+        loo_error=loo.error if loo else None,
+        seconds=answer.seconds,
+        worries=tuple(worries),
+    )
+
+
+@_row.register
+def _(answer: Exact, name: str, draws: Draws, num_particles: int, seed: int) -> Row:
+    total = float(answer.log_marginal.sum()) / _units(draws)
+    return Row(
+        name,
+        method=answer.settings["method"],
+        log_marginal=total,
+        log_marginal_error=0.0,
+        seconds=answer.seconds,
+    )
+
+
+# ---- against the reference ----
+
+
+def _reference(answers: Mapping[str, Answer], rows: Mapping[str, Row]) -> str | None:
+    for name, answer in answers.items():
+        if isinstance(answer, Exact):
+            return name
+    healthy = [
+        name
+        for name, answer in answers.items()
+        if isinstance(answer, Draws) and not answer.independent and not _ill(rows[name])
+    ]
+    return max(healthy, key=lambda name: math.prod(answers[name].shape), default=None)
+
+
+def _ill(row: Row) -> bool:
+    return any(not worry.startswith("k̂") for worry in row.worries)
+
+
+def _against(row: Row, draws: Draws, reference: Draws, itself: bool) -> Row:
+    names = sorted(reference.values)
+    own, true = (diagnostics.flatten(d, names).flatten(0, 1).double() for d in (draws, reference))
+    mean, sd = true.mean(0), true.std(0)
+    cover = [
+        float(((true >= low) & (true <= high)).double().mean())
+        for low, high in ((own.quantile(a, 0), own.quantile(1 - a, 0)) for a in (0.25, 0.05))
+    ]
+    ratio = own.std(0) / sd
+    worries = list(row.worries)
+    if not itself and float(ratio.median()) < 0.8:
+        worries.append(f"sds too small: typically {float(ratio.median()):.0%} of the reference's")
+    if not itself and float(ratio.median()) > 1.25:
+        worries.append(f"sds too large: typically {float(ratio.median()):.0%} of the reference's")
+    if not itself and not _same_parameters(draws.model, reference.model):
+        worries.append("learned parameters of its own: not the posterior of the reference")
+    return Row(
+        **{
+            **{k: getattr(row, k) for k in row.__dataclass_fields__},
+            "mean_error": None
+            if itself
+            else float(((own.mean(0) - mean) / sd).square().mean().sqrt()),
+            "sd_error": None if itself else float((ratio - 1).square().mean().sqrt()),
+            "cover_50": cover[0],
+            "cover_90": cover[1],
+            "worries": tuple(worries),
+        }
+    )
+
+
+# ---- within ----
+
+
+def _common_data(answers: Mapping[str, Answer]) -> tuple[Tensor, ...]:
+    fixed = {name: answer.data for name, answer in answers.items() if not isinstance(answer, Fit)}
+    if not fixed:
+        fits = {name: answer for name, answer in answers.items() if answer.data}
+        if not fits:
+            raise ValueError(
+                "no answer holds data: fit on tensors, or add draws or an exact posterior."
+            )
+        fixed = {name: answer._data(()) for name, answer in fits.items()}
+    first, *others = fixed
+    for name in others:
+        pairs = zip(fixed[first], fixed[name], strict=False)
+        if len(fixed[first]) != len(fixed[name]) or not all(_equal(a, b) for a, b in pairs):
+            raise ValueError(
+                f"answers '{first}' and '{name}' are about different data: compare answers about the "
+                "same."
+            )
+    return fixed[first]
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.equal(a.to(b), b)
+
+
+def _draws(answer: Answer, data: tuple[Tensor, ...], num_draws: int, seed: int) -> Draws:
+    if isinstance(answer, Fit):
+        return answer.draws(*data, num_draws=num_draws, seed=seed)
+    return answer.draws(num_draws=num_draws, seed=seed) if isinstance(answer, Exact) else answer
+
+
+def _check_same_sites(draws: Mapping[str, Draws]) -> None:
+    shapes = {
+        n: {site: tuple(v.shape[2:]) for site, v in d.values.items()} for n, d in draws.items()
+    }
+    first, *others = shapes
+    for name in others:
+        if shapes[name] != shapes[first]:
+            raise ValueError(
+                f"answers '{first}' and '{name}' are about different latents: {shapes[first]} and "
+                f"{shapes[name]}; compare answers about the same story."
+            )
+
+
+def _units(draws: Draws) -> int:
+    """Returns what log-densities are divided by: the data, or 1 for a story without their plate."""
+    sites = traces.run(draws.model, *draws.data).values()
+    return len(draws.data[0]) if any(map(traces.in_data_plate, sites)) else 1
+
+
+def _same_parameters(a, b) -> bool:
+    a, b = module_of(a), module_of(b)
+    if a is None or b is None:
+        return True
+    return all(
+        torch.equal(p.to(q), q) for p, q in zip(a.parameters(), b.parameters(), strict=False)
+    )
+
+
+def _cell(row: Row, column: str) -> str:
+    value = getattr(row, column)
+    if column == "worries":
+        return "; ".join(value) or "—"
+    if value is None:
+        return "—"
+    if isinstance(value, str):
+        return value
+    if column == "loo" and row.loo_error is not None:
+        return f"{value:.1f} ± {row.loo_error:.1f}"
+    if column in ("ess_bulk", "ess_tail"):
+        return f"{value:.0f}"
+    if column in ("seconds", "cover_50", "cover_90"):
+        return f"{100 * value:.0f} %" if column != "seconds" else f"{value:.1f}"
+    return f"{value:.3f}" if math.isfinite(value) else "—"

@@ -1,0 +1,57 @@
+r"""Models and guides run together: the only importer of ``poutine``.
+
+A model takes the data, samples each datum's latents in ``plate("data", N, dim=-1)`` and what
+all data share outside it, observes the data and returns them. A guide takes the same
+arguments and samples the same latents. Objectives see the tensors made here, and nothing of
+Pyro. Shapes: N data, P particles.
+"""
+
+from pplvm.traces.densities import (
+    Latents,
+    Scores,
+    draw,
+    dream,
+    elbo_terms,
+    first_non_finite,
+    mismatch,
+    weigh,
+)
+from pplvm.traces.replays import check_particles, log_joint, pointwise, posterior, replay
+from pplvm.traces.sites import (
+    DATA,
+    PARTICLES,
+    Program,
+    Site,
+    check_support,
+    closed_kl,
+    distribution_name,
+    in_data_plate,
+    nesting,
+    run,
+)
+
+__all__ = [
+    "DATA",
+    "PARTICLES",
+    "Latents",
+    "Program",
+    "Scores",
+    "Site",
+    "check_particles",
+    "check_support",
+    "closed_kl",
+    "distribution_name",
+    "draw",
+    "dream",
+    "elbo_terms",
+    "first_non_finite",
+    "in_data_plate",
+    "log_joint",
+    "mismatch",
+    "nesting",
+    "pointwise",
+    "posterior",
+    "replay",
+    "run",
+    "weigh",
+]

@@ -1,0 +1,226 @@
+r"""Log-densities of a model and a guide at shared latents, for objectives.
+
+Shapes: N data, P particles.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from torch import Tensor
+
+from pplvm.traces.sites import (
+    PARTICLES,
+    Dreaming,
+    closed_kl,
+    distribution_name,
+    in_data_plate,
+    nesting,
+    samples,
+    site_log_prob,
+    split_terms,
+)
+
+
+class Scores(NamedTuple):
+    r"""Log-densities at draws :math:`z_{pn} \sim q(z \mid x_n)`."""
+
+    log_p: Tensor  # (P, N): log p(x_n, z_pn)
+    log_q: Tensor  # (P, N): log q(z_pn | x_n)
+
+
+class Latents(NamedTuple):
+    """Draws of a guide, opaque to objectives."""
+
+    trace: poutine.Trace
+    num_particles: int
+    plate: AbstractContextManager  # of the particles, outside every plate of the programs
+    moving: bool  # whether gradients flow through the draws
+
+    def detach(self) -> "Latents":
+        """Returns the same draws, cut off from what made them."""
+        trace = poutine.Trace()
+        for name, site in samples(self.trace):
+            trace.add_node(name, **{**site, "value": site["value"].detach()})
+        return self._replace(trace=trace, moving=False)
+
+
+def draw(
+    model: Callable, guide: Callable, *data: Tensor, num_particles: int = 1, moving: bool = True
+) -> Latents:
+    """Draws the latents of the guide.
+
+    Args:
+        model: The model, asked only how deep its plates nest.
+        guide: The guide.
+        data: The arguments of both, first axis N.
+        num_particles: The number of draws P for each datum.
+        moving: Whether gradients flow through the draws; every site must then be
+            reparameterisable, otherwise a ``ValueError`` names it. A draw that does not move
+            may be discrete.
+    """
+    if num_particles < 1:
+        raise ValueError(f"'num_particles' should be at least 1, got {num_particles}.")
+    plate = _particles(model, guide, *data, num_particles=num_particles)
+    with torch.set_grad_enabled(moving and torch.is_grad_enabled()), plate:
+        trace = poutine.trace(guide).get_trace(*data)
+    if moving:
+        for name, site in samples(trace):
+            if not site["fn"].has_rsample:
+                raise ValueError(
+                    f"site '{name}' ({distribution_name(site['fn'])}) has no pathwise gradient: use "
+                    "'reweighted_wake_sleep', or a Pyro objective such as TraceGraph_ELBO()."
+                )
+    return Latents(trace, num_particles, plate, moving)
+
+
+def weigh(
+    model: Callable, guide: Callable, z: Latents, *data: Tensor, per_datum: bool = True
+) -> Scores:
+    """Scores both programs at the draws of the guide.
+
+    Args:
+        model: The model.
+        guide: The guide.
+        z: The draws.
+        data: The arguments of both, first axis N.
+        per_datum: One weight for each datum, (P, N), for which a latent outside the data
+            plate is a ``ValueError``; else one for the data set as a whole, (P, 1). A story
+            without a data plate is one datum.
+    """
+    p_trace, q_trace = _score_traces(model, guide, z, *data)
+    log_p, log_q = (
+        split_terms(
+            [(site, site_log_prob(name, site)) for name, site in samples(trace)], z.num_particles
+        )
+        for trace in (p_trace, q_trace)
+    )
+    if (log_p.local is None and log_q.local is None) or not per_datum:
+        return Scores(*(part.whole()[:, None] for part in (log_p, log_q)))
+    for name, site in samples(q_trace):
+        if not in_data_plate(site):
+            raise ValueError(
+                f"site '{name}' is shared by the data, but this objective weighs each datum alone: "
+                "sample it inside plate('data', N, dim=-1), or use the objective 'elbo'."
+            )
+    size = max(part.local.shape[-1] for part in (log_p, log_q) if part.local is not None)
+    return Scores(log_p.even(size), log_q.even(size))
+
+
+def elbo_terms(
+    model: Callable, guide: Callable, z: Latents, *data: Tensor
+) -> tuple[Tensor, Tensor]:
+    r"""Returns :math:`\log p(x \mid z)` and the KL divergence of guide from prior, each (P, N).
+
+    The divergence of a site is in closed form where Pyro has one and both programs sample it
+    after the same sites; elsewhere it is :math:`\log q(z) - \log p(z)` at the draws. What the
+    data share is spread evenly over them.
+    """
+    p_trace, q_trace = _score_traces(model, guide, z, *data)
+    p_sites, q_sites = dict(samples(p_trace)), dict(samples(q_trace))
+    lik = [(s, site_log_prob(n, s)) for n, s in p_sites.items() if s["is_observed"]]
+    kl, before, order = [], set(), list(q_sites)
+    for name, p in p_sites.items():
+        if p["is_observed"]:
+            continue
+        q = q_sites.pop(name)
+        closed = _kl(q, p) if before <= set(order[: order.index(name)]) else None
+        if closed is not None:
+            kl.append((q, closed))
+        else:
+            kl += [(q, site_log_prob(name, q)), (p, -site_log_prob(name, p))]
+        before.add(name)
+    kl += [(q, site_log_prob(name, q)) for name, q in q_sites.items()]  # auxiliary to the guide
+    parts = [split_terms(terms, z.num_particles) for terms in (lik, kl)]
+    size = max((part.local.shape[-1] for part in parts if part.local is not None), default=1)
+    return parts[0].even(size), parts[1].even(size)
+
+
+def dream(model: Callable, guide: Callable, *data: Tensor) -> Tensor:
+    r"""Returns :math:`\log q(z \mid x)` at one dream :math:`(x, z) \sim p` per datum, (N,).
+
+    What the model returns takes the place of as many of its first arguments.
+    """
+    with torch.no_grad(), Dreaming():
+        trace = poutine.trace(model).get_trace(*data)
+    x = trace.nodes["_RETURN"]["value"]
+    x = x if isinstance(x, tuple) else (x,)
+    if not all(isinstance(value, Tensor) for value in x):
+        raise ValueError(
+            f"the model returned {type(x[0]).__name__}, not the tensors it observes: a dream "
+            "takes the place of the data, so end the model with 'return x'."
+        )
+    z = Latents(trace, 1, nullcontext(), moving=False)
+    return weigh(model, guide, z, *x, *data[len(x) :]).log_q.squeeze(0)
+
+
+def first_non_finite(model: Callable, guide: Callable, *data: Tensor) -> str | None:
+    """Returns the first site whose value or log-density is NaN or infinite, if any."""
+    with torch.no_grad(), pyro.validation_enabled(False):
+        q = poutine.trace(guide).get_trace(*data)
+        p = poutine.trace(poutine.replay(model, trace=q)).get_trace(*data)
+        for trace in (q, p):
+            for name, site in samples(trace):
+                if not all(
+                    torch.isfinite(t).all() for t in (site["value"], site_log_prob(name, site))
+                ):
+                    return name
+    return None
+
+
+def mismatch(latents: set[str], drawn: set[str]) -> str:
+    """Returns the sentence about sites that one program has and the other lacks."""
+    if drawn - latents:
+        name = min(drawn - latents)
+        return (
+            f"the guide samples site '{name}', which the model lacks (its latents: "
+            f"{sorted(latents)}): rename it, or mark it infer={{'is_auxiliary': True}}."
+        )
+    name = min(latents - drawn)
+    return (
+        f"the model samples site '{name}', which the guide lacks (it has {sorted(drawn)}): "
+        "sample it in the guide too, or observe it."
+    )
+
+
+def _particles(
+    model: Callable, guide: Callable, *data: Tensor, num_particles: int
+) -> AbstractContextManager:
+    if num_particles == 1:
+        return nullcontext()
+    return pyro.plate(PARTICLES, num_particles, dim=-1 - nesting(model, guide, *data))
+
+
+def _score_traces(
+    model: Callable, guide: Callable, z: Latents, *data: Tensor
+) -> tuple[poutine.Trace, poutine.Trace]:
+    with z.plate:
+        p = poutine.trace(poutine.replay(model, trace=z.trace)).get_trace(*data)
+        # Draws that move carry their own density; at fixed ones the guide is run again, lest a
+        # gradient flow from one latent to the parameters of the next.
+        q = (
+            z.trace
+            if z.moving
+            else poutine.trace(poutine.replay(guide, trace=z.trace)).get_trace(*data)
+        )
+    latents = {name for name, site in samples(p) if not site["is_observed"]}
+    drawn = {n for n, site in samples(q) if not site["infer"].get("is_auxiliary")}
+    if latents != drawn:
+        raise ValueError(mismatch(latents, drawn))
+    return p, q
+
+
+def _kl(q: dict, p: dict) -> Tensor | None:
+    """Returns the closed form of a site's divergence, or None if there is none."""
+    same_mask = q["mask"] is p["mask"]
+    same_scale = q["scale"] is p["scale"] or not (
+        isinstance(q["scale"], Tensor) or isinstance(p["scale"], Tensor) or q["scale"] != p["scale"]
+    )
+    if not (same_mask and same_scale):
+        return None
+    kl = closed_kl(q["fn"], p["fn"])
+    return None if kl is None else scale_and_mask(kl, q["scale"], q["mask"])
