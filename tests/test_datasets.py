@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from pplvm import datasets
-from pplvm.datasets import binary_digits, digits, mnist, named, read, read_idx
+from pplvm.datasets import binary_digits, digits, mnist, named
+from pplvm.reading import read, read_idx
 
 # Every example overwrites the same file.
 same_file = settings(

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import Delta
@@ -55,6 +56,13 @@ def run(program: Callable, *data: Tensor, dream: bool = False) -> dict[str, Site
     """
     with torch.no_grad(), Dreaming() if dream else nullcontext():
         return sites_of(poutine.trace(program).get_trace(*data))
+
+
+def declares_parameters(program: Callable, *data: Tensor) -> bool:
+    """Whether a program calls ``pyro.param`` or ``pyro.module``; asked in a store of its own."""
+    with torch.no_grad(), torch.random.fork_rng(), pyro.get_param_store().scope():
+        trace = poutine.trace(program, param_only=True).get_trace(*data)
+    return bool(trace.nodes.keys() - {"_INPUT", "_RETURN"})
 
 
 def in_data_plate(site: dict | Site) -> bool:

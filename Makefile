@@ -1,0 +1,44 @@
+# make demo: the main job, from nothing to report.html. make test: the tests. Needs Python >= 3.11.
+PYTHON ?= python3
+BIN := .venv/bin
+# One thread a process: the tests run in two processes, and threads that wait for cores are slow.
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+.PHONY: demo test test-all lint tutorials bench clean
+
+demo: .venv/installed
+	$(BIN)/pplvm compare factor-analysis --report report.html
+
+test: .venv/installed
+	$(TEST) -m "not slow"
+
+test-all: .venv/installed
+	$(TEST)
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+tutorials: .venv/installed-tutorials
+	mkdir -p tutorials/rendered
+	for file in tutorials/[0-9]*.py; do \
+		$(BIN)/jupytext --quiet --to ipynb --output tutorials/rendered/$$(basename $$file .py).ipynb $$file && \
+		$(BIN)/jupyter nbconvert --log-level WARN --execute --to html tutorials/rendered/$$(basename $$file .py).ipynb \
+			|| exit 1; done
+
+bench: .venv/installed
+	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/vae.py
+
+.venv/installed: setup.cfg constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("pplvm needs Python >= 3.11, got " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
+	touch $@
+
+.venv/installed-tutorials: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[tutorials]"
+	touch $@
+
+clean:
+	rm -rf .venv build report.html tutorials/rendered benchmarks/results

@@ -1,0 +1,317 @@
+"""The command line: the same jobs for shipped stories and for a user's own file."""
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from torch import Tensor, nn
+
+import pplvm
+from pplvm import datasets
+from pplvm.batches import as_tensor
+from pplvm.catalog import STORIES
+from pplvm.naming import nearest
+from pplvm.reading import read
+from pplvm.study import METHODS, OBJECTIVES, freeze, study
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="Latent variable models: one generative story, every inference method, one honest report.",
+)  # fmt: skip
+
+StoryName = Annotated[
+    str, typer.Argument(help="A shipped story (see `pplvm list`) or file.py:model.")
+]
+GuideName = Annotated[str | None, typer.Option("--guide", help="A guide's name or file.py:guide.")]
+DataName = Annotated[
+    str | None, typer.Option("--data", help="A data set's name, or .npz .npy .csv .pt.")
+]
+Columns = Annotated[
+    str | None, typer.Option("--columns", help='Columns to read, such as "x1:x9,age".')
+]
+Standardise = Annotated[bool, typer.Option("--standardise", help="Bring columns to mean 0, sd 1.")]
+DropMissing = Annotated[bool, typer.Option("--drop-missing", help="Drop rows with missing values.")]
+LatentDim = Annotated[
+    int | None, typer.Option("--latent-dim", min=1, help="L, of a shipped story.")
+]
+Steps = Annotated[int | None, typer.Option("--num-steps", min=1, help="Gradient steps of a fit.")]
+Rate = Annotated[float | None, typer.Option("--lr", help="Learning rate.")]
+Batch = Annotated[int | None, typer.Option("--batch-size", min=1, help="Size of minibatches.")]
+Seed = Annotated[int, typer.Option("--seed", help="Of everything random.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+FitFile = Annotated[Path | None, typer.Option("--fit", help="A fit that `pplvm fit --save` wrote.")]
+Compared = Annotated[int, typer.Option("--num-compared", min=1, help="How many data are compared.")]
+Samples = Annotated[int, typer.Option("--num-samples", min=1, help="Draws of each of four chains.")]
+Warmup = Annotated[int, typer.Option("--num-warmup", min=0, help="Warm-up of each chain.")]
+
+
+@app.command("list")
+def list_(as_json: AsJson = False) -> None:
+    """List the shipped stories, their guides, the data sets and the methods."""
+    stories = {
+        name: {
+            "summary": s.summary,
+            "guides": list(s.guides),
+            "data": s.data,
+            "methods": list(s.methods),
+        }
+        for name, s in STORIES.items()
+    }
+    if as_json:
+        held = {"stories": stories, "data": list(datasets.DATASETS), "methods": list(METHODS)}
+        print(json.dumps(held, indent=2))
+        return
+    for name, story in stories.items():
+        print(f"{name}: {story['summary']}")
+        print(f"    guides: {', '.join(story['guides'])}; data: {story['data']}")
+    print(f"data sets: {', '.join(datasets.DATASETS)}, or a file (.npz, .npy, .csv, .pt)")
+    print(f"methods: {', '.join(METHODS)}")
+
+
+@app.command()
+def explain(
+    story: StoryName, guide: GuideName = None, data: DataName = None, columns: Columns = None,
+    standardise: Standardise = False, drop_missing: DropMissing = False, latent_dim: LatentDim = None,
+    objective: Annotated[str, typer.Option(help="Whose gradient estimators are meant.")] = "svi",
+) -> None:  # fmt: skip
+    """Show a story site by site: shape, plates, distribution, gradient estimator."""
+    job = _Job(story, guide, data, columns, standardise, drop_missing, latent_dim, seed=0)
+    chosen = nearest(objective, OBJECTIVES, "objective")
+    pplvm.explain(job.model, job.guide(job.data), *job.data, objective=chosen)
+
+
+@app.command("fit")
+def fit_(
+    story: StoryName, guide: GuideName = None, data: DataName = None, columns: Columns = None,
+    standardise: Standardise = False, drop_missing: DropMissing = False, latent_dim: LatentDim = None,
+    objective: Annotated[str, typer.Option(help="One of those in `pplvm list`.")] = "svi",
+    num_steps: Steps = None, batch_size: Batch = None, lr: Rate = None, seed: Seed = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    checkpoint: Annotated[Path | None, typer.Option(help="Keep the whole state here.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
+    save: Annotated[Path | None, typer.Option(help="Write the fit here.")] = None,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Learn a model and a guide."""
+    job = _Job(story, guide, data, columns, standardise, drop_missing, latent_dim, seed)
+    chosen = nearest(objective, OBJECTIVES, "objective")
+    fit = pplvm.fit(
+        job.model, job.guide(job.data), *job.data, objective=chosen,
+        num_steps=num_steps or job.num_steps, batch_size=batch_size or job.batch_size,
+        lr=lr or job.lr, seed=seed, device=device, checkpoint=checkpoint, resume=resume,
+    )  # fmt: skip
+    if save is not None:
+        fit.save(save)
+    last = fit.history.bound[-max(1, len(fit.history.bound) // 20) :]
+    result = {
+        "method": fit.settings["method"],
+        "num_steps": fit.settings["num_steps"],
+        "stopped": fit.settings["stopped"],
+        "bound": sum(last) / len(last),
+        "seconds": fit.seconds,
+        "saved": str(save) if save else None,
+    }
+    if as_json:
+        print(json.dumps(result))
+        return
+    mean = f"mean of the last {len(last)} steps"
+    print(f"{result['method']}: bound {result['bound']:.3f} nats per datum ({mean})")
+    print(f"{result['num_steps']} steps in {result['seconds']:.1f} s; {result['stopped']}")
+    if save is not None:
+        print(f"wrote {save}")
+
+
+@app.command()
+def sample(
+    story: StoryName, guide: GuideName = None, data: DataName = None, columns: Columns = None,
+    standardise: Standardise = False, drop_missing: DropMissing = False, latent_dim: LatentDim = None,
+    fit: FitFile = None, num_warmup: Warmup = 500, num_samples: Samples = 1000, seed: Seed = 0,
+    out: Annotated[Path, typer.Option(help="Where the draws go, .npz.")] = Path("draws.npz"),
+) -> None:  # fmt: skip
+    """Draw the latents: from a saved fit's guide, or by NUTS at the model's parameters."""
+    job = _Job(story, guide, data, columns, standardise, drop_missing, latent_dim, seed)
+    if fit is not None:
+        loaded = pplvm.load(fit, job.model, job.guide(job.data), *job.data)
+        draws = loaded.draws(num_draws=num_samples, seed=seed)
+    else:
+        draws = pplvm.nuts(
+            job.model, *job.data, num_warmup=num_warmup, num_samples=num_samples, seed=seed
+        )
+    _write_npz(out, {name: value.cpu().numpy() for name, value in draws.values.items()})
+    for name, value in draws.values.items():
+        print(f"{name}: {tuple(value.shape)} = (chains, draws, …)")
+    print(f"wrote {out}")
+
+
+@app.command()
+def compare(
+    story: StoryName, guide: GuideName = None, data: DataName = None, columns: Columns = None,
+    standardise: Standardise = False, drop_missing: DropMissing = False, latent_dim: LatentDim = None,
+    methods: Annotated[str | None, typer.Option(help="Comma-separated; see `pplvm list`.")] = None,
+    num_compared: Compared = 100, num_steps: Steps = None, batch_size: Batch = None, lr: Rate = None,
+    num_warmup: Warmup = 500, num_samples: Samples = 1000, seed: Seed = 0,
+    report: Annotated[Path | None, typer.Option(help="Write an HTML report here, too.")] = None,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Ask every method about the same latents at the same parameters, and print one table."""
+    job = _Job(story, guide, data, columns, standardise, drop_missing, latent_dim, seed)
+    answers = study(
+        job.model, job.guides, *job.data,
+        methods=methods.split(",") if methods else job.methods, num_compared=num_compared,
+        num_steps=num_steps or job.num_steps, batch_size=batch_size or job.batch_size,
+        lr=lr or job.lr, num_warmup=num_warmup, num_samples=num_samples, seed=seed,
+        announce=_announce,
+    )  # fmt: skip
+    table = pplvm.compare(answers, seed=seed)
+    print(json.dumps(table.to_dict(), indent=2) if as_json else table)
+    if report is not None:
+        _announce("report")
+        table.report(report)
+        if not as_json:
+            print(f"wrote {report}")
+
+
+@app.command("report")
+def report_(
+    story: StoryName, guide: GuideName = None, data: DataName = None, columns: Columns = None,
+    standardise: Standardise = False, drop_missing: DropMissing = False, latent_dim: LatentDim = None,
+    fit: FitFile = None, num_compared: Compared = 100, seed: Seed = 0,
+    out: Annotated[Path, typer.Option(help="Where the report goes.")] = Path("report.html"),
+) -> None:  # fmt: skip
+    """Report on a saved fit, against the exact posterior where there is one."""
+    job = _Job(story, guide, data, columns, standardise, drop_missing, latent_dim, seed)
+    if fit is None:
+        raise ValueError("'--fit' is missing: name a fit that `pplvm fit --save` wrote.")
+    loaded = pplvm.load(fit, job.model, job.guide(job.data), *job.data)
+    answers = {loaded.settings["method"]: loaded}
+    if "exact" in job.methods:
+        answers["exact"] = pplvm.exact(freeze(loaded), *(x[:num_compared] for x in job.data))
+    table = pplvm.compare(answers, seed=seed)
+    print(table)
+    table.report(out)
+    print(f"wrote {out}")
+
+
+def main() -> None:
+    """Runs a command; exit code 0 if done, 2 for what the user can mend, 1 for anything else."""
+    try:
+        sys.exit(app(standalone_mode=False) or 0)
+    except ValueError as error:
+        print(f"pplvm: {error}", file=sys.stderr)
+        sys.exit(2)
+    except typer.TyperException as error:
+        print(f"pplvm: {' '.join(error.format_message().split())}", file=sys.stderr)
+        sys.exit(2)
+    except (KeyboardInterrupt, typer.Abort):
+        print("pplvm: interrupted.", file=sys.stderr)
+        sys.exit(1)
+
+
+# ---- within ----
+
+
+class _Job:
+    """A story with its guides and data, as a command names them."""
+
+    def __init__(
+        self, story: str, guide: str | None, data: str | None, columns: str | None,
+        standardise: bool, drop_missing: bool, latent_dim: int | None, seed: int,
+    ) -> None:  # fmt: skip
+        own = ":" in story or story.endswith(".py")
+        entry = None if own else nearest(story, STORIES, "story")
+        if data is None and entry is None:
+            raise ValueError("'--data' is missing: a story of your own needs a file of data.")
+        self.data = _data(data or entry.data, columns, standardise, drop_missing)
+        torch.manual_seed(seed)
+        if entry is None:
+            self.model = _program(story, "model")
+            self.guides = {"AutoNormal": lambda data: None}
+            self.methods, self.num_steps, self.batch_size, self.lr = (
+                ("svi", "nuts"),
+                2000,
+                None,
+                0.02,
+            )
+        else:
+            L = latent_dim or entry.latent_dim
+            self.model = self._built(story, entry.model, self.data, L)
+            self.guides = {
+                name: lambda data, build=build: self._built(story, build, data, L)
+                for name, build in entry.guides.items()
+            }
+            self.methods, self.num_steps = entry.methods, entry.num_steps
+            self.batch_size, self.lr = entry.batch_size, entry.lr
+        if guide is not None and ":" in guide:
+            self.guides = {guide: lambda data: _program(guide, "guide")}
+        elif guide is not None:
+            self.guides = {guide: nearest(guide, self.guides, "guide")}
+
+    def guide(self, data: tuple[Tensor, ...]) -> Callable | None:
+        """Builds the guide that was named, or the default one."""
+        return next(iter(self.guides.values()))(data)
+
+    @staticmethod
+    def _built(story: str, build: Callable, data: tuple[Tensor, ...], latent_dim: int) -> nn.Module:
+        if len(data) != 1 or data[0].ndim < 2:
+            shapes = ", ".join(str(tuple(x.shape)) for x in data)
+            raise ValueError(
+                f"'{story}' takes one array of shape (N, …), got {shapes}: choose with --columns."
+            )
+        return build(data[0], latent_dim)
+
+
+def _data(
+    name: str, columns: str | None, standardise: bool, drop_missing: bool
+) -> tuple[Tensor, ...]:
+    if "." not in name and "/" not in name:
+        return datasets.named(name)
+    arrays = read(name, columns, standardise=standardise, drop_missing=drop_missing)
+    return tuple(
+        as_tensor(np.array(x), torch.get_default_dtype(), torch.device("cpu")) for x in arrays
+    )
+
+
+def _program(where: str, role: str) -> Callable:
+    """Loads ``file.py:name`` and returns the function or module instance of that name."""
+    path, _, name = where.rpartition(":") if ":" in where else (where, ":", role)
+    if not Path(path).is_file():
+        raise ValueError(f"no file at '{path}': write file.py:{role} with the path of your {role}.")
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ValueError(
+            f"'{path}' fails when imported: {type(error).__name__}: {error}."
+        ) from error
+    programs = {k: v for k, v in vars(module).items() if callable(v) and not k.startswith("_")}
+    program = nearest(name, programs, f"{role} in '{path}'")
+    return program() if isinstance(program, type) else program
+
+
+def _write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    beside = path.with_name(path.name + ".part")
+    try:
+        with open(beside, "wb") as file:
+            np.savez_compressed(file, **arrays)
+        beside.replace(path)
+    except OSError as error:
+        raise ValueError(
+            f"cannot write '{path}': {error.strerror}; choose another path."
+        ) from error
+
+
+def _announce(line: str) -> None:
+    if sys.stderr.isatty():
+        print(f"· {line}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
