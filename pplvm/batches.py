@@ -1,11 +1,14 @@
 """Data on their way to a fit: checked once, cut into minibatches in a seeded order."""
 
 from collections.abc import Callable, Iterator, Sequence
+from numbers import Integral
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
+
+from pplvm.parameters import module_of
 
 Array = Tensor | np.ndarray
 
@@ -28,17 +31,26 @@ def resolve_device(device: str) -> torch.device:
 def floating_dtype(*programs: Callable) -> torch.dtype:
     """Returns the dtype of the first floating parameter of these programs, else the default."""
     for program in programs:
-        if isinstance(program, nn.Module):
-            for p in program.parameters():
-                if p.is_floating_point():
-                    return p.dtype
+        module = module_of(program)
+        for p in module.parameters() if module is not None else ():
+            if p.is_floating_point():
+                return p.dtype
     return torch.get_default_dtype()
 
 
 def as_tensor(x: Array, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Moves one argument to a device, floating data to a dtype."""
-    x = torch.as_tensor(np.ascontiguousarray(x)) if isinstance(x, np.ndarray) else x
+    if isinstance(x, np.ndarray):
+        x = np.ascontiguousarray(x, dtype=x.dtype.newbyteorder("="))
+        # torch has no tensors that cannot be written to, such as a memory map would be.
+        x = torch.as_tensor(x if x.flags.writeable else x.copy())
     return x.to(device, dtype if x.is_floating_point() else x.dtype)
+
+
+def check_count(name: str, value: int, least: int = 1) -> None:
+    """Raises a ``ValueError`` unless an option is a whole number, at least so large."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ValueError(f"'{name}' should be at least {least} and whole, got {value!r}.")
 
 
 def check_data(data: Sequence[Array], what: str = "data") -> int:
@@ -136,6 +148,8 @@ class Batches:
             for i, batch in enumerate(self._loaded(epoch)):
                 if i >= skip:
                     batch = batch if isinstance(batch, (tuple, list)) else (batch,)
+                    if epoch == 0:  # which sees all of them
+                        check_data(batch, f"batch {i} of the DataLoader")
                     yield tuple(self.convert(x) for x in batch)
             return
         generator = torch.Generator().manual_seed(_mix(self.seed, epoch))

@@ -46,7 +46,7 @@ STORIES = {
         methods=_FACTOR_METHODS,
         num_steps=2000,
         batch_size=None,
-        lr=0.05,
+        lr=0.03,
     ),
     "ppca": Story(
         summary="probabilistic PCA: factor analysis with one noise variance for all features",
@@ -57,7 +57,7 @@ STORIES = {
         methods=_FACTOR_METHODS,
         num_steps=2000,
         batch_size=None,
-        lr=0.05,
+        lr=0.03,
     ),
     "vae": Story(
         summary="z ~ N(0, I), x ~ Bernoulli(decoder(z)): binary images",

@@ -3,6 +3,7 @@
 Tensors go into a safetensors file; the structure around them into its header as JSON.
 """
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -36,6 +37,8 @@ def write(path: str | Path, state: Any) -> None:
             os.fsync(file.fileno())
         os.replace(beside, path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
         raise ValueError(
             f"cannot write '{path}': {error.strerror}; choose another path."
         ) from error

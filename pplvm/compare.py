@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import singledispatch
+from html import escape
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from pplvm.diagnostics import LEAST_ESS, MOST_KHAT, MOST_RHAT
 from pplvm.draws import Draws
 from pplvm.exact import Exact
 from pplvm.fit import Fit
-from pplvm.parameters import module_of
+from pplvm.parameters import Bound, module_of
 
 Answer = Fit | Draws | Exact
 
@@ -102,7 +103,7 @@ class Table:
 
     def _repr_html_(self) -> str:
         head, *body = self.cells()
-        row = lambda cells, tag: "<tr>" + "".join(f"<{tag}>{c}</{tag}>" for c in cells) + "</tr>"  # noqa: E731
+        row = lambda cells, tag: "<tr>" + "".join(f"<{tag}>{escape(c)}</{tag}>" for c in cells) + "</tr>"  # noqa: E731
         return (
             f"<table>{row(head, 'th')}{''.join(row(r, 'td') for r in body)}</table><p>{LEGEND}</p>"
         )
@@ -161,14 +162,12 @@ def _row(answer: Fit, name: str, draws: Draws, num_particles: int, seed: int) ->
     worries = []
     rise = diagnostics.still_rising(answer.history.bound)
     if rise:
-        worries.append(
-            f"not converged: bound rose by {rise:.2g} nats in the last tenth of the steps"
-        )
+        worries.append(f"not converged: bound still rising (+{rise:.2g})")
     if answer.settings.get("stopped") == "interrupted":
         worries.append(f"interrupted after {answer.settings['num_steps']} steps")
     bad = int((weights.khat > MOST_KHAT).sum())
     if bad:
-        worries.append(f"k̂ > {MOST_KHAT} for {bad} of {len(weights.khat)}: log p(x) is unreliable")
+        worries.append(f"k̂ > {MOST_KHAT} for {bad} of {len(weights.khat)}: distrust log p(x)")
     dead, total = diagnostics.collapsed(draws)
     if dead:
         worries.append(f"posterior collapse: {dead} of {total} latent dims ignore the data")
@@ -201,7 +200,7 @@ def _(answer: Draws, name: str, draws: Draws, num_particles: int, seed: int) -> 
             worries.append(f"{mixing.divergences} divergences: reparameterise, or adapt longer")
     if loo is not None and (loo.khat > MOST_KHAT).any():
         bad = int((loo.khat > MOST_KHAT).sum())
-        worries.append(f"k̂ > {MOST_KHAT} for {bad} of {len(loo.khat)} data: LOO is unreliable")
+        worries.append(f"k̂ > {MOST_KHAT} for {bad} of {len(loo.khat)} data: distrust LOO")
     return Row(
         name,
         method=answer.settings.get("method", "draws"),
@@ -325,17 +324,20 @@ def _check_same_sites(draws: Mapping[str, Draws]) -> None:
 
 def _units(draws: Draws) -> int:
     """Returns what log-densities are divided by: the data, or 1 for a story without their plate."""
-    sites = traces.run(draws.model, *draws.data).values()
+    sites = traces.look(draws.model, *draws.data).values()
     return len(draws.data[0]) if any(map(traces.in_data_plate, sites)) else 1
 
 
 def _same_parameters(a, b) -> bool:
-    a, b = module_of(a), module_of(b)
-    if a is None or b is None:
-        return True
-    return all(
-        torch.equal(p.to(q), q) for p, q in zip(a.parameters(), b.parameters(), strict=False)
-    )
+    a, b = _parameters(a), _parameters(b)
+    return all(torch.equal(a[name].to(b[name]), b[name]) for name in a.keys() & b.keys())
+
+
+def _parameters(program) -> dict[str, Tensor]:
+    """Returns what is known of a program's parameters: those in Pyro's global store are not."""
+    module = module_of(program)
+    named = dict(module.named_parameters()) if module is not None else {}
+    return named | (program.scope.named if isinstance(program, Bound) else {})
 
 
 def _cell(row: Row, column: str) -> str:

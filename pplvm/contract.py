@@ -109,7 +109,16 @@ def _estimator(objective: Callable, p: Site, q: Site) -> str:
 def _run(role: str, program: Callable, *data: Tensor) -> dict[str, Site]:
     try:
         return traces.run(program, *data)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
+        # Pyro's word on plates names the site and both sizes, but no way out. Other sentences
+        # that are a ValueError already come from the story itself.
+        if str(error).startswith("Shape mismatch inside plate"):
+            raise ValueError(
+                f"the {role} breaks a plate: {str(error).splitlines()[0]}: give the plate the size "
+                "of what is sampled in it, for data plate('data', len(x), dim=-1)."
+            ) from error
+        if isinstance(error, ValueError):  # without the table of shapes that Pyro appends
+            raise ValueError(" ".join(str(error).split("Trace Shapes:")[0].split())) from error
         shapes = ", ".join(f"{tuple(x.shape)} {x.dtype}".replace("torch.", "") for x in data)
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"the {role} cannot run on data of shape {shapes}: {reason}.") from error
@@ -132,6 +141,8 @@ def _check_plates(role: str, sites: dict[str, Site], *data: Tensor) -> None:
         if site.kind == "deterministic":
             continue
         held = {dim for _, _, dim in site.plates}
+        batch = site.value.shape[: site.value.ndim - site.fn.event_dim]
+        sizes = tuple(size for _, size, _ in site.plates)
         for dim, size in enumerate(reversed(site.fn.batch_shape), start=1):
             if size != 1 and -dim not in held:
                 remedy = (
@@ -144,6 +155,23 @@ def _check_plates(role: str, sites: dict[str, Site], *data: Tensor) -> None:
                     f"of which dim {-dim} is in no plate: {remedy}, or call .to_event() on what "
                     "belongs together."
                 )
+        event = site.value.shape[len(batch) :]
+        if site.kind == "observed" and not _broadcasts(event, site.fn.event_shape):
+            raise ValueError(
+                f"site '{site.name}' of the {role} observes events of shape {tuple(event)}, but its "
+                f"{distribution_name(site.fn)} has {tuple(site.fn.event_shape)}: build the {role} for "
+                "data of this shape."
+            )
+        if site.kind == "observed" and batch != sizes:
+            raise ValueError(
+                f"site '{site.name}' of the {role} observes a value of batch shape {tuple(batch)}, "
+                f"but its plates are {[(name, size) for name, size, _ in site.plates]}: give each "
+                "plate the size of the data in it."
+            )
+
+
+def _broadcasts(a: torch.Size, b: torch.Size) -> bool:
+    return all(i == j or 1 in (i, j) for i, j in zip(reversed(a), reversed(b), strict=False))
 
 
 def _check_pair(p: Site, q: Site) -> None:

@@ -7,6 +7,7 @@ References:
 
 import itertools
 import math
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -69,7 +70,7 @@ def psis_loo(draws: Draws) -> Loo | None:
     nor for several observed sites, whose shares of a datum Pyro does not tell, nor for a story
     without anything that the data share.
     """
-    sites = traces.run(draws.model, *draws.data)
+    sites = traces.look(draws.model, *draws.data)
     if any(traces.in_data_plate(sites[name]) for name in draws.values):
         return None
     likelihood = draws.log_likelihood()
@@ -81,7 +82,10 @@ def psis_loo(draws: Draws) -> Loo | None:
             "log_likelihood": dict_to_dataset({n: v.numpy() for n, v in likelihood.items()}),
         }
     )
-    result = loo(tree, pointwise=True)
+    with warnings.catch_warnings():
+        # The k̂ that ArviZ warns of is returned, and the table says in words which are too high.
+        warnings.filterwarnings("ignore", "Estimated shape parameter of Pareto distribution")
+        result = loo(tree, pointwise=True)
     khat = torch.as_tensor(result.pareto_k.values).flatten()
     return Loo(float(result.elpd), float(result.se), khat)
 
@@ -92,13 +96,14 @@ def collapsed(draws: Draws) -> tuple[int, int]:
     A dim has collapsed if its posterior mean hardly differs from datum to datum: if the variance
     of that mean is below 1 % of the variance of the draws.
     """
-    sites = traces.run(draws.model, *draws.data)
+    sites = traces.look(draws.model, *draws.data)
     dead = total = 0
     for name, value in draws.values.items():
         if not traces.in_data_plate(sites[name]) or len(draws.data[0]) < 10:
             continue
         axis = [n for n, _, _ in sites[name].plates].index(traces.DATA)
-        value = value.flatten(0, 1).movedim(1 + axis, 1).flatten(2)  # (S, N, L)
+        value = value if value.is_floating_point() else value.float()  # discrete latents
+        value = value.flatten(0, 1).movedim(1 + axis, 1)[..., None].flatten(2)  # (S, N, L)
         activity = value.mean(0).var(0) / value.flatten(0, 1).var(0).clamp(min=1e-30)
         dead += int((activity < LEAST_ACTIVITY).sum())
         total += activity.numel()
@@ -108,16 +113,19 @@ def collapsed(draws: Draws) -> tuple[int, int]:
 def still_rising(bound: Sequence[float]) -> float:
     """Returns by how many nats a datum the bound rose over the last tenth of the steps, or 0.
 
-    A rise counts if it is over 0.05 nats and over four standard errors of the difference
-    between the two halves of that tenth, of which consecutive steps are averaged in tens.
+    That is from the middle of its first half to that of its second, along a line fitted to it.
+    A rise counts if it is over 0.05 nats and over four standard errors, for which consecutive
+    steps are averaged in fives.
     """
     tail = torch.tensor(bound[-max(len(bound) // 10, 1) :], dtype=torch.float64)
-    blocks = tail[len(tail) % 20 :].unflatten(0, (-1, 10)).mean(1) if len(tail) >= 40 else tail[:0]
-    if len(blocks) < 4:
+    if len(tail) < 40:
         return 0.0
-    early, late = blocks.tensor_split(2)
-    rise = float(late.mean() - early.mean())
-    error = math.sqrt(float(early.var() / len(early) + late.var() / len(late)))
+    blocks = tail[len(tail) % 5 :].unflatten(0, (-1, 5)).mean(1)
+    B, time = len(blocks), torch.arange(len(blocks), dtype=torch.float64)
+    time = time - time.mean()
+    slope = float(time @ blocks / (time @ time))
+    noise = float((blocks - blocks.mean() - slope * time).square().sum()) / (B - 2)
+    rise, error = slope * B / 2, math.sqrt(noise / float(time @ time)) * B / 2
     return rise if rise > max(0.05, 4 * error) else 0.0
 
 

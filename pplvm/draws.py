@@ -62,7 +62,7 @@ class Draws:
 
     def deterministic(self) -> dict[str, Tensor]:
         """Returns what ``pyro.deterministic`` names in the model, (C, S, …)."""
-        sites = traces.run(self.model, *self.data)
+        sites = traces.look(self.model, *self.data)
         names = [name for name, site in sites.items() if site.kind == "deterministic"]
         if not names:
             return {}
@@ -107,7 +107,7 @@ class Draws:
                 dim that does not exist, or of another length, is a ``ValueError``.
         """
         prior, prior_predictive = self.prior_predict()
-        sites = traces.run(self.model, *self.data)
+        sites = traces.look(self.model, *self.data)
         groups: dict[str, Mapping[str, Tensor]] = {
             "posterior": self.values | self.deterministic(),
             "posterior_predictive": self.predict(),
@@ -148,7 +148,7 @@ class Draws:
         return xr.DataTree.from_dict(tree)
 
     def _observed(self) -> list[str]:
-        sites = traces.run(self.model, *self.data)
+        sites = traces.look(self.model, *self.data)
         return [name for name, site in sites.items() if site.kind == "observed"]
 
     def _replay(self, part: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> dict[str, Tensor]:

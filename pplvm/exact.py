@@ -28,12 +28,13 @@ from typing import Any
 
 import torch
 from pyro.distributions import constraints
-from torch import Tensor, nn
+from torch import Tensor
 
 from pplvm import traces
 from pplvm.batches import as_tensor, check_data, floating_dtype
 from pplvm.contract import check
 from pplvm.draws import Draws
+from pplvm.parameters import module_of
 from pplvm.traces import Site, distribution_name
 
 # A dense precision matrix of more unknowns than this is refused.
@@ -91,8 +92,9 @@ def exact(model: Callable, *data: Tensor) -> Exact:
     data = tuple(as_tensor(x, floating_dtype(model), torch.device("cpu")) for x in data)
     check(model, None, *data)
     given = (model, data)
-    if isinstance(model, nn.Module):  # parameters of float32 would cost half the digits
-        model = copy.deepcopy(model).double()
+    if module_of(model) is not None:  # parameters of float32 would cost half the digits
+        model = copy.deepcopy(model)
+        module_of(model).double()
         data = tuple(x.double() if x.is_floating_point() else x for x in data)
     sites = _latents(model, *data)
     per_datum = all(traces.in_data_plate(site) for site in sites.values())
@@ -110,13 +112,20 @@ def exact(model: Callable, *data: Tensor) -> Exact:
     c, h, precision = _coefficients(log_joint, zero)
     factor, failed = torch.linalg.cholesky_ex(precision)
     if failed.any():
+        _blame(model, zero, sites, *data)
         raise ValueError(
-            "the joint log-density has no Gaussian posterior: its precision is singular."
+            f"the latents {sorted(sites)} have no Gaussian posterior: their precision is singular, so "
+            "check that every one of them has a proper prior."
         )
     mean = torch.cholesky_solve(h[..., None], factor).squeeze(-1)  # (N, L)
     covariance = torch.cholesky_inverse(factor)
     sd = covariance.diagonal(dim1=-2, dim2=-1).sqrt()  # (N, L)
-    _check_quadratic(log_joint, c, h, precision, mean, sd)
+    if not _is_quadratic(log_joint, c, h, precision, mean, sd):
+        _blame(model, mean, sites, *data)
+        raise ValueError(
+            "the joint log-density is not quadratic in the latents, or float32 is too coarse to "
+            "tell: use float64, or nuts."
+        )
     half_log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     L = mean.shape[1]
     return Exact(
@@ -133,7 +142,7 @@ def exact(model: Callable, *data: Tensor) -> Exact:
 
 
 def _latents(model: Callable, *data: Tensor) -> dict[str, Site]:
-    sites = {n: s for n, s in traces.run(model, *data).items() if s.kind == "latent"}
+    sites = {n: s for n, s in traces.look(model, *data).items() if s.kind == "latent"}
     if not sites:
         raise ValueError("the model has no latent site: there is no posterior to compute.")
     for name, site in sites.items():
@@ -158,7 +167,8 @@ def _flatten(values: dict[str, Tensor], sites: dict[str, Site]) -> Tensor:
     axes = {name: _data_axis(site) for name, site in sites.items()}
     if None in axes.values():
         return torch.cat([values[name].reshape(1, -1) for name in sites], dim=1)
-    return torch.cat([values[n].movedim(axes[n], 0).flatten(1) for n in sites], dim=1)
+    rows = (values[name].movedim(axes[name], 0) for name in sites)  # (N, …)
+    return torch.cat([row.reshape(len(row), -1) for row in rows], dim=1)
 
 
 def _unflatten(u: Tensor, sites: dict[str, Site]) -> dict[str, Tensor]:
@@ -180,6 +190,8 @@ def _coefficients(log_joint: Callable, zero: Tensor) -> tuple[Tensor, Tensor, Te
     """Returns c (N,), h (N, L) and Λ (N, L, L): a datum's density depends on its own row alone."""
     u = zero.detach().requires_grad_()
     value = log_joint(u)
+    if not value.requires_grad:
+        return value, u * 0.0, torch.zeros(*u.shape, u.shape[1], dtype=u.dtype)
     (h,) = torch.autograd.grad(value.sum(), u, create_graph=True)
     if not h.requires_grad:  # linear, or not a function of u at all
         return value.detach(), h, torch.zeros(*u.shape, u.shape[1], dtype=u.dtype)
@@ -191,7 +203,7 @@ def _coefficients(log_joint: Callable, zero: Tensor) -> tuple[Tensor, Tensor, Te
     return value.detach(), h.detach(), -hessian
 
 
-def _check_quadratic(log_joint: Callable, c, h, precision, mean, sd) -> None:
+def _is_quadratic(log_joint: Callable, c, h, precision, mean, sd) -> bool:
     random = torch.Generator().manual_seed(0)
     tolerance = 1e-6 if mean.dtype == torch.float64 else 1e-3
     for spread in (1.0, 3.0):
@@ -203,7 +215,25 @@ def _check_quadratic(log_joint: Callable, c, h, precision, mean, sd) -> None:
         want = c + (h * u).sum(-1) - 0.5 * square
         gap = (got - want).abs().max().item()
         if not gap <= tolerance * (1 + max(want.abs().max().item(), square.abs().max().item())):
+            return False
+    return True
+
+
+def _blame(model: Callable, start: Tensor, sites: dict[str, Site], *data: Tensor) -> None:
+    """Raises a ``ValueError`` that names the first site whose own density is not quadratic."""
+    random = torch.Generator().manual_seed(0)
+    step = torch.randn(start.shape, generator=random, dtype=start.dtype)
+    line = [
+        traces.site_log_probs(model, _unflatten(start.nan_to_num() + t * step, sites), *data)
+        for t in (0.0, 1.0, 2.0, 3.0)
+    ]
+    tolerance = 1e-6 if start.dtype == torch.float64 else 1e-3
+    for name in line[0]:
+        a, b, c, d = (float(densities[name]) for densities in line)
+        third = d - 3 * c + 3 * b - a  # of a parabola it is zero
+        if not abs(third) <= tolerance * (1 + max(map(abs, (a, b, c, d)))):
+            fn = traces.look(model, *data)[name].fn
             raise ValueError(
-                f"the joint log-density is not quadratic in the latents (off by {gap:.3g} nats): "
-                "the story is not linear-Gaussian, so use nuts, or fit with a guide."
+                f"the log-density of site '{name}' ({distribution_name(fn)}) is not quadratic in the "
+                "latents: the story is not linear-Gaussian, so use nuts, or fit with a guide."
             )

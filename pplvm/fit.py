@@ -3,6 +3,7 @@
 __all__ = ["Fit", "fit", "load"]
 
 import inspect
+import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,11 +20,20 @@ from tqdm import tqdm
 
 from pplvm import checkpoint as files
 from pplvm import traces
-from pplvm.batches import Array, Batches, as_tensor, check_data, floating_dtype, resolve_device
+from pplvm.batches import (
+    Array,
+    Batches,
+    as_tensor,
+    check_count,
+    check_data,
+    floating_dtype,
+    resolve_device,
+)
 from pplvm.contract import objective_name
 from pplvm.draws import Draws
 from pplvm.likelihood import LogMarginal, log_marginal
 from pplvm.objectives import elbo, from_pyro
+from pplvm.parameters import Scope
 from pplvm.training import History, NotFiniteError, Run
 from pplvm.types import Estimate
 
@@ -61,7 +71,7 @@ class Fit:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             sites = traces.posterior(self.model, self.guide, *data, num_particles=num_draws)
-        known = traces.run(self.model, *data)
+        known = traces.look(self.model, *data)
         sites = {n: s for n, s in sites.items() if n in known and known[n].kind == "latent"}
         return Draws(
             values={name: site.value[None] for name, site in sites.items()},
@@ -161,6 +171,24 @@ def fit(
         resume: Whether to go on from ``checkpoint`` if it exists. The other arguments should
             be those of the first call; only ``num_steps`` or ``num_epochs`` may grow.
     """
+    counts = {
+        "num_steps": num_steps, "num_epochs": num_epochs, "batch_size": batch_size,
+        "validate_every": validate_every, "patience": patience,
+        "checkpoint_every": checkpoint_every,
+    }  # fmt: skip
+    for name, value in counts.items():
+        if value is not None:
+            check_count(name, value)
+    check_count("seed", seed, least=0)
+    for name, value in {"lr": lr, "clip_norm": clip_norm}.items():
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"'{name}' should be above 0 and finite, got {value}.")
+    if resume and checkpoint is None:
+        raise ValueError("'resume' needs to know from where: give 'checkpoint' too.")
+    if patience is not None and validation is None:
+        raise ValueError(
+            "'patience' waits for a better bound of held-out data: give 'validation' too."
+        )
     place = resolve_device(device)
     objective = from_pyro(objective) if isinstance(objective, ELBO) else objective
     _check_schedule(objective, kl_schedule)
@@ -189,10 +217,6 @@ def fit(
         held_out = _HeldOut(
             Batches(validation, batch_size, seed, convert), validate_every or default, patience
         )
-    elif patience is not None:
-        raise ValueError(
-            "'patience' waits for a better bound of held-out data: give 'validation' too."
-        )
     saver = _Saver(checkpoint, checkpoint_every, settings)
     with run.scope():
         if resume:
@@ -201,7 +225,7 @@ def fit(
         run.restore_best()
     run.evaluation_mode()
     settings |= {"num_steps": run.step_count, "stopped": stopped}
-    model, guide = (run.scope.bind(program) for program in (run.model, run.guide))
+    model, guide = run.bound()
     return Fit(model, guide, objective, run.history, () if loaded else data, settings, run)
 
 
@@ -214,9 +238,7 @@ def load(path: str | Path, model: Callable, guide: Callable | None, *data: Array
         guide: The guide likewise.
         data: Their arguments, first axis N.
     """
-    state = files.read(path)
-    if not isinstance(state, dict) or state.keys() != {"settings", "run"}:
-        raise ValueError(f"'{path}' holds no fit: give a file that Fit.save or checkpoint= wrote.")
+    state = _read(path)
     check_data(data)
     convert = partial(as_tensor, dtype=floating_dtype(model, guide), device=torch.device("cpu"))
     batches = Batches(data, None, 0, convert)
@@ -228,8 +250,15 @@ def load(path: str | Path, model: Callable, guide: Callable | None, *data: Array
         run.load_parameters(state["run"])
         run.restore_best()
     run.evaluation_mode()
-    model, guide = (run.scope.bind(program) for program in (run.model, run.guide))
+    model, guide = run.bound()
     return Fit(model, guide, elbo, run.history, data, state["settings"], run)
+
+
+def _read(path: str | Path) -> dict:
+    state = files.read(path)
+    if not isinstance(state, dict) or state.keys() != {"settings", "run"}:
+        raise ValueError(f"'{path}' holds no fit: give a file that Fit.save or checkpoint= wrote.")
+    return state
 
 
 class _HeldOut(NamedTuple):
@@ -244,15 +273,14 @@ class _Saver(NamedTuple):
     settings: dict
 
     def save(self, run: Run) -> None:
+        run.check_parameters()  # NaN must not take the place of the last good checkpoint
         if self.path is not None:
             files.write(self.path, {"settings": self.settings, "run": run.state()})
 
     def resume(self, run: Run) -> None:
-        if self.path is None:
-            raise ValueError("'resume' needs to know from where: give 'checkpoint' too.")
         if not Path(self.path).exists():
             return
-        state = files.read(self.path)
+        state = _read(self.path)
         for name in ("method", "seed", "num_data", "batch_size", "optimizer", "clip_norm"):
             then, now = state["settings"].get(name), self.settings[name]
             if then != now:
@@ -278,15 +306,15 @@ def _train(
         with shown:
             steps = run.steps()
             while run.step_count < last:
+                if held_out is not None and run.stale() >= (held_out.patience or math.inf):
+                    saver.save(run)
+                    return f"early, no better in {held_out.patience} validations"
                 bound = next(steps)
                 shown.update()
                 if run.step_count % 50 == 0:
                     shown.set_postfix(bound=f"{bound:.3f}", refresh=False)
                 if held_out is not None and run.step_count % held_out.every == 0:
                     run.validate(held_out.batches)
-                    if held_out.patience and run.stale() >= held_out.patience:
-                        saver.save(run)
-                        return f"early, no better in {held_out.patience} validations"
                 if run.step_count % saver.every == 0 or run.step_count == last:
                     saver.save(run)
     except KeyboardInterrupt:
@@ -311,9 +339,6 @@ def _adam(parameters: list[Tensor], lr: float) -> Optimizer:
 def _num_steps(num_steps: int | None, num_epochs: int | None, batches: Batches) -> int:
     if num_steps is not None and num_epochs is not None:
         raise ValueError("'num_steps' and 'num_epochs' say the same thing twice: give one of them.")
-    for name, value in (("num_steps", num_steps), ("num_epochs", num_epochs)):
-        if value is not None and value < 1:
-            raise ValueError(f"'{name}' should be at least 1, got {value}.")
     return num_epochs * batches.per_epoch if num_epochs else num_steps or 1000
 
 
@@ -326,7 +351,9 @@ def _check_schedule(objective: Callable, kl_schedule: Callable | None) -> None:
 
 
 def _check_default_guide(model: Callable, batches: Batches) -> None:
-    for name, site in traces.run(model, *batches.first()).items():
+    with Scope(0)():
+        sites = traces.run(model, *batches.first())
+    for name, site in sites.items():
         if site.kind == "latent" and site.fn.support.is_discrete:
             raise ValueError(
                 f"site '{name}' ({traces.distribution_name(site.fn)}) is discrete, for which there is "

@@ -19,6 +19,7 @@ from arviz_stats.base import array_stats
 from torch import Tensor
 
 from pplvm import traces
+from pplvm.batches import check_count
 
 
 class LogMarginal(NamedTuple):
@@ -42,12 +43,11 @@ def log_marginal(
         num_particles: The number of draws P for each datum.
         seed: Of the draws.
     """
-    if num_particles < 2:
-        raise ValueError(f"'num_particles' should be at least 2, got {num_particles}.")
+    check_count("num_particles", num_particles, least=2)
     per_datum = all(
         traces.in_data_plate(site)
         for program in (model, guide)
-        for site in traces.run(program, *data).values()
+        for site in traces.look(program, *data).values()
         if site.kind == "latent"
     )
     rows = max(1, 20_000_000 // sum(x.numel() for x in data))  # particles in bounded memory
@@ -79,8 +79,19 @@ def summarise(log_w: Tensor) -> LogMarginal:
 
 
 def pareto_khat(log_w: Tensor) -> Tensor:
-    """Returns the Pareto shape (N,) of the right tails of log-weights (P, N)."""
-    if (log_w.amax(0) - log_w.amin(0)).max() < 1e-9:  # a perfect proposal has no tail to fit
-        return torch.full(log_w.shape[1:], -math.inf, dtype=log_w.dtype)
-    _, khat = array_stats.psislw(log_w.T.numpy(), axis=-1)
-    return torch.as_tensor(khat, dtype=log_w.dtype).reshape(log_w.shape[1:])
+    """Returns the Pareto shape (N,) of the right tails of log-weights (P, N).
+
+    It is NaN for fewer than 25 particles, which are too few to tell, or for infinite weights.
+    """
+    return torch.tensor([_khat(column) for column in log_w.T], dtype=log_w.dtype)
+
+
+def _khat(log_w: Tensor) -> float:
+    if len(log_w) < 25 or not torch.isfinite(log_w.amax()):
+        return math.nan
+    if log_w.amax() - log_w.amin() < 1e-9:  # a perfect proposal has no tail to fit
+        return -math.inf
+    try:
+        return float(array_stats.psislw(-log_w.numpy())[1])  # it takes log-likelihoods: 1 / w
+    except ValueError:  # the whole tail is one value, as where a latent has few of them
+        return -math.inf

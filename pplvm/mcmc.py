@@ -8,23 +8,22 @@ References:
 __all__ = ["nuts"]
 
 import copy
-import os
 import sys
 import time
 from collections.abc import Callable
 
 import pyro
 import torch
-from joblib import Parallel, delayed
+from joblib import Parallel, cpu_count, delayed
 from pyro.infer import MCMC, NUTS
 from torch import Tensor
 from tqdm import tqdm
 
 from pplvm import traces
-from pplvm.batches import as_tensor, check_data, floating_dtype
+from pplvm.batches import as_tensor, check_count, check_data, floating_dtype
 from pplvm.contract import check
 from pplvm.draws import Draws
-from pplvm.parameters import module_of
+from pplvm.parameters import is_portable, module_of
 from pplvm.traces import distribution_name
 
 # One chain: (model, data, seed, num_warmup, num_samples) -> (values (S, …), statistics (S,)).
@@ -53,19 +52,15 @@ def nuts(
         seed: Chain c is seeded by ``seed`` and c, whatever runs beside it.
         progress: Whether to show a bar of the chains; by default on a terminal.
     """
-    least = {
-        "num_chains": (num_chains, 1),
-        "num_warmup": (num_warmup, 0),
-        "num_samples": (num_samples, 1),
-    }
-    for name, (value, smallest) in least.items():
-        if value < smallest:
-            raise ValueError(f"'{name}' should be at least {smallest}, got {value}.")
+    check_count("num_chains", num_chains)
+    check_count("num_warmup", num_warmup, least=0)
+    check_count("num_samples", num_samples)
+    check_count("seed", seed, least=0)
     start = time.perf_counter()
     check_data(data)
     data = tuple(as_tensor(x, floating_dtype(model), torch.device("cpu")) for x in data)
     check(model, None, *data)
-    sites = {n: s for n, s in traces.run(model, *data).items() if s.kind == "latent"}
+    sites = {n: s for n, s in traces.look(model, *data).items() if s.kind == "latent"}
     for name, site in sites.items():
         if site.fn.support.is_discrete:
             raise ValueError(
@@ -76,9 +71,10 @@ def nuts(
         raise ValueError(
             "the model has no continuous latent site: there is nothing for NUTS to draw."
         )
-    workers = min(num_chains, os.cpu_count() or 1)
+    workers = min(num_chains, cpu_count()) if is_portable(model) else 1
+    dtype = torch.get_default_dtype()  # which a worker would not know
     seeds = [seed * 1_000_003 + chain for chain in range(num_chains)]
-    jobs = (delayed(_pyro_chain)(model, data, s, num_warmup, num_samples) for s in seeds)
+    jobs = (delayed(_pyro_chain)(model, data, s, num_warmup, num_samples, dtype) for s in seeds)
     chains = Parallel(n_jobs=workers, return_as="generator")(jobs)
     quiet = not sys.stderr.isatty() if progress is None else not progress
     chains = list(tqdm(chains, "chains of NUTS", num_chains, disable=quiet))
@@ -105,14 +101,20 @@ def nuts(
 
 
 def _pyro_chain(
-    model: Callable, data: tuple[Tensor, ...], seed: int, num_warmup: int, num_samples: int
+    model: Callable,
+    data: tuple[Tensor, ...],
+    seed: int,
+    num_warmup: int,
+    num_samples: int,
+    dtype: torch.dtype,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    torch.set_default_dtype(dtype)
     module = module_of(model)
     if module is not None:
         model = copy.deepcopy(model)  # only the latents move
         module_of(model).requires_grad_(False)
     with torch.random.fork_rng(), pyro.validation_enabled(False):
-        pyro.set_rng_seed(seed)
+        torch.manual_seed(seed)
         kernel = _RecordingNUTS(model)
         mcmc = MCMC(kernel, num_samples, warmup_steps=num_warmup, disable_progbar=True)
         mcmc.run(*data)

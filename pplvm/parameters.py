@@ -1,12 +1,17 @@
 """Learned parameters: where they live, and one scope per fit."""
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pyro
 import torch
+from pyro.nn import PyroModule
 from torch import Tensor, nn
+
+# What pyro.module puts between the names of a module and of its parameter.
+_OF_MODULE = "$$$"
 
 
 def module_of(program: Callable) -> nn.Module | None:
@@ -45,13 +50,14 @@ class Scope:
     """A parameter store and a random state of its own: two scopes never meet.
 
     A tensor that a function closes over and hands to ``pyro.param`` or ``pyro.module`` is the
-    user's own. Once :meth:`adopt` has seen it, it holds this scope's value inside the scope
-    and the user's outside.
+    user's own. :meth:`adopt` gives the scope a twin of it, which takes its place in the store
+    and, inside the scope, in the modules that hold it.
     """
 
     def __init__(self, seed: int) -> None:
         self._store: dict = {"params": {}, "constraints": {}}
-        self._adopted: list[list[Tensor]] = []  # [tensor, its value on the other side]
+        self._twins: list[tuple[dict, str, Tensor]] = []  # (parameters of a module, name, twin)
+        self._former: list[tuple[dict, str, Tensor]] = []  # what they were outside
         self.random = _seeded(seed)
 
     @contextmanager
@@ -67,20 +73,57 @@ class Scope:
     @contextmanager
     def parameters(self) -> Iterator[None]:
         """Enters the scope's parameters alone."""
+        further_out = self._former
         with pyro.get_param_store().scope(self._store):
-            self._swap()
+            self._former = [(held, name, held[name]) for held, name, _ in self._twins]
+            for held, name, twin in self._twins:
+                held[name] = twin
             try:
                 yield
             finally:
-                self._swap()
+                for held, name, theirs in self._former:
+                    held[name] = theirs
+                self._former = further_out
 
-    def bind(self, program: Callable) -> Callable:
-        """Returns a program that finds this scope's parameters wherever it is called."""
-        owned = module_of(program)
-        known = {id(p) for p in owned.parameters()} if owned is not None else set()
-        if all(id(p) in known for p in self._store["params"].values()):
+    def adopt(self, owned: dict[str, nn.Module]) -> None:
+        """Gives a twin to every tensor of the active store that no owned module holds."""
+        known = {id(p) for module in owned.values() for p in module.parameters()}
+        store = pyro.get_param_store()
+        for full_name, theirs in list(store.named_parameters()):
+            if id(theirs) in known:
+                continue
+            # Only the modules know who they are: pyro.module keeps their tensors alone.
+            holders = [held for held in gc.get_referrers(theirs) if type(held) is dict]
+            store[full_name] = store[full_name].detach().clone()
+            twin = dict(store.named_parameters())[full_name]
+            for held in holders if _OF_MODULE in full_name else ():
+                for name in [name for name, value in held.items() if value is theirs]:
+                    self._twins.append((held, name, twin))
+                    self._former.append((held, name, theirs))
+                    held[name] = twin
+
+    @property
+    def portable(self) -> bool:
+        """Whether it can go to another process, where the modules of a function are others."""
+        return not self._twins
+
+    def bind(self, program: Callable, owned: dict[str, nn.Module]) -> Callable:
+        """Returns a program that finds this scope's parameters wherever it is called.
+
+        A plain module is returned as it is, if the store holds nothing but what modules own. A
+        ``PyroModule`` is not: wherever it runs, it takes its values from the active store.
+        """
+        module = module_of(program)
+        plain = module is None or not any(isinstance(m, PyroModule) for m in module.modules())
+        known = {id(p) for owner in owned.values() for p in owner.parameters()}
+        if plain and all(id(p) in known for p in self._store["params"].values()):
             return program
         return Bound(program, self)
+
+    @property
+    def named(self) -> dict[str, Tensor]:
+        """The unconstrained parameters of its store, by name."""
+        return dict(self._store["params"])
 
     def state(self) -> list[Tensor]:
         """Returns the random state; to be called inside the scope."""
@@ -89,19 +132,6 @@ class Scope:
     def resume(self, state: list[Tensor]) -> None:
         """Takes over a random state; to be called inside the scope."""
         _set_random(state)
-
-    def adopt(self, owned: dict[str, nn.Module]) -> None:
-        """Gives every tensor of the active store that no owned module holds a value within."""
-        known = {id(p) for module in owned.values() for p in module.parameters()}
-        known.update(id(tensor) for tensor, _ in self._adopted)
-        for _, tensor in pyro.get_param_store().named_parameters():
-            if id(tensor) not in known:
-                self._adopted.append([tensor, tensor.data])
-                tensor.data = tensor.data.clone()
-
-    def _swap(self) -> None:
-        for pair in self._adopted:
-            pair[0].data, pair[1] = pair[1], pair[0].data
 
 
 class Bound:
@@ -114,6 +144,16 @@ class Bound:
         """Runs the program."""
         with self.scope.parameters():
             return self.program(*data)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "program":  # asked for while it is being copied
+            raise AttributeError(name)
+        return getattr(self.program, name)
+
+
+def is_portable(program: Callable) -> bool:
+    """Whether a program is the same in another process."""
+    return not isinstance(program, Bound) or program.scope.portable
 
 
 def _devices() -> list[int]:

@@ -45,7 +45,8 @@ def study(
 
     A latent variable model is identified only up to symmetries of its latents (factors rotate),
     so answers with parameters of their own could not be compared. They are therefore learned
-    first, by SVI with the first guide on all data, and held fixed from there on.
+    first, by SVI with the first guide on all data, and held fixed from there on. SVI is then
+    asked with every guide, other objectives with the first.
 
     Args:
         model: The story.
@@ -93,7 +94,7 @@ def study(
             answers["exact"] = exact(model, *data)
         else:
             for name in guides if method == "svi" else [default]:
-                label = f"{'SVI' if method == 'svi' else method}, {name}"
+                label = f"SVI, {name}" if method == "svi" else method
                 announce(label)
                 answers[label] = run(model, guides[name](data), *data, objective=OBJECTIVES[method])
     return answers

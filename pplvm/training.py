@@ -101,7 +101,6 @@ class Run:
                 with pyro.validation_enabled(epoch == 0):
                     bound = self._step(batch)
                 self.history.seconds += time.perf_counter() - start
-                self.history.bound.append(bound)
                 yield bound
 
     def _step(self, batch: tuple[Tensor, ...]) -> float:
@@ -109,6 +108,8 @@ class Run:
         try:
             estimate = self.estimate(*batch)
             bound = estimate.bound.mean().item()
+        except traces.SupportError:  # the data's fault
+            raise
         except ValueError as error:  # Pyro's own word on NaN parameters names no step
             self._check_finite(math.nan, batch, error)
             raise
@@ -117,10 +118,11 @@ class Run:
         if self.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.clip_norm)
         self.history.lr.append(self.optimizer.param_groups[0]["lr"])
+        self.history.bound.append(bound)
         self.optimizer.step()
+        self.step_count += 1
         if self.scheduler is not None:
             self.scheduler.step()
-        self.step_count += 1
         return bound
 
     def estimate(self, *batch: Tensor) -> Estimate:
@@ -139,7 +141,8 @@ class Run:
             for batch in batches.epoch(0):
                 total += self.estimate(*batch).bound.sum().item()
         bound = total / batches.size
-        if not self.history.validation or bound > max(self.history.validation):
+        past = [value for value in self.history.validation if math.isfinite(value)]
+        if math.isfinite(bound) and (not past or bound > max(past)):
             self.best = {name: p.detach().clone() for name, p in self.parameters.items()}
             self.best_step = self.step_count
         self.history.validated_at.append(self.step_count)
@@ -178,7 +181,7 @@ class Run:
         if math.isfinite(bound):
             return
         culprit = traces.first_non_finite(self.model, self.guide, *batch)
-        names = [n for n, p in self.parameters.items() if not torch.isfinite(p).all()]
+        names = self._non_finite()
         if error is not None and culprit is None and not names:
             return
         where = f"first at site '{culprit}'" if culprit else "in no site's own density"
@@ -188,6 +191,23 @@ class Run:
             f"the bound turned {bound} at step {self.step_count}, {where}: lower 'lr', set "
             "'clip_norm', or keep scales away from 0"
         ) from error
+
+    def check_parameters(self) -> None:
+        """Raises a ``ValueError`` if a parameter is NaN or infinite."""
+        names = self._non_finite()
+        if names:
+            raise NotFiniteError(
+                f"the parameter '{names[0]}' turned NaN or infinite by step {self.step_count}: "
+                "lower 'lr', set 'clip_norm', or keep scales away from 0"
+            )
+
+    def _non_finite(self) -> list[str]:
+        return [n for n, p in self.parameters.items() if not torch.isfinite(p).all()]
+
+    def bound(self) -> tuple[Callable, Callable]:
+        """Returns model and guide, to be called outside the scope."""
+        owned = modules(self.model, self.guide)
+        return self.scope.bind(self.model, owned), self.scope.bind(self.guide, owned)
 
     # ---- the whole state, for checkpoints ----
 
@@ -223,7 +243,13 @@ class Run:
         _load(self.parameters, state["parameters"])
         for role, module in modules(self.model, self.guide).items():
             for name, b in module.named_buffers():
-                b.copy_(state["buffers"][f"{role}.{name}"])
+                saved = state["buffers"].get(f"{role}.{name}")
+                if saved is None or saved.shape != b.shape:
+                    raise ValueError(
+                        f"the file is of another story: it has no buffer '{role}.{name}' of shape "
+                        f"{tuple(b.shape)}; give the model and guide that made it."
+                    )
+                b.copy_(saved)
         self.best, self.best_step = state["best"], state["best_step"]
         self.step_count = state["step"]
         self.history = History(**state["history"])
@@ -237,14 +263,13 @@ def _num_particles(objective: Callable) -> int:
 def _copies(model: Callable, guide: Callable | None) -> tuple[Callable, Callable]:
     """Returns copies of both that share what the originals share."""
     memo: dict = {}
-    model, guide, original = copy.deepcopy(model, memo), copy.deepcopy(guide, memo), guide
-    if guide is None:
-        return model, AutoNormal(model)
-    if isinstance(original, AutoGuide):
-        for old, new in zip(original.modules(), guide.modules(), strict=True):
-            if isinstance(old, AutoGuide):  # which forgets its model when copied
-                new._model = (copy.deepcopy(old.model, memo),)
-    return model, guide
+    modules_ = guide.modules() if isinstance(guide, AutoGuide) else ()
+    held = [(g, g._model, g.master) for g in modules_ if isinstance(g, AutoGuide)]
+    model, guide = copy.deepcopy(model, memo), copy.deepcopy(guide, memo)
+    for original, its_model, master in held:  # copying makes both of them forget
+        original._model, original.master = its_model, master
+        memo[id(original)]._model = (copy.deepcopy(its_model[0], memo),)
+    return model, AutoNormal(model) if guide is None else guide
 
 
 class NotFiniteError(ValueError):

@@ -90,7 +90,7 @@ def test_named():
     with pytest.raises(ValueError, match=r"'digts'.*did you mean 'digits'") as info:
         named("digts")
     one_sentence(info)
-    with pytest.raises(ValueError, match="choose from 'digits', 'binary-digits', 'mnist'") as info:
+    with pytest.raises(ValueError, match="choose from digits, binary-digits, mnist") as info:
         named("reuters")
     one_sentence(info)
 

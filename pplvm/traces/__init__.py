@@ -16,17 +16,26 @@ from pplvm.traces.densities import (
     mismatch,
     weigh,
 )
-from pplvm.traces.replays import check_particles, log_joint, pointwise, posterior, replay
+from pplvm.traces.replays import (
+    check_particles,
+    log_joint,
+    pointwise,
+    posterior,
+    replay,
+    site_log_probs,
+)
 from pplvm.traces.sites import (
     DATA,
     PARTICLES,
     Program,
     Site,
+    SupportError,
     check_support,
     closed_kl,
     declares_parameters,
     distribution_name,
     in_data_plate,
+    look,
     nesting,
     run,
 )
@@ -38,6 +47,7 @@ __all__ = [
     "Program",
     "Scores",
     "Site",
+    "SupportError",
     "check_particles",
     "check_support",
     "closed_kl",
@@ -49,11 +59,13 @@ __all__ = [
     "first_non_finite",
     "in_data_plate",
     "log_joint",
+    "look",
     "mismatch",
     "nesting",
     "pointwise",
     "posterior",
     "replay",
     "run",
+    "site_log_probs",
     "weigh",
 ]

@@ -65,6 +65,12 @@ def declares_parameters(program: Callable, *data: Tensor) -> bool:
     return bool(trace.nodes.keys() - {"_INPUT", "_RETURN"})
 
 
+def look(program: Callable, *data: Tensor) -> dict[str, Site]:
+    """Runs a program for its sites' shapes and kinds alone: the random state stays as it was."""
+    with torch.random.fork_rng():
+        return run(program, *data)
+
+
 def in_data_plate(site: dict | Site) -> bool:
     """Whether a site belongs to a datum rather than to all of them."""
     if isinstance(site, Site):
@@ -74,9 +80,7 @@ def in_data_plate(site: dict | Site) -> bool:
 
 def distribution_name(fn: Any) -> str:
     """Returns the name of a distribution, without the wrappers around it."""
-    while hasattr(fn, "base_dist"):
-        if type(fn).__name__ == "TransformedDistribution":
-            break
+    while type(fn).__name__ in ("Independent", "ExpandedDistribution", "MaskedDistribution"):
         fn = fn.base_dist
     return type(fn).__name__
 
@@ -100,20 +104,28 @@ def nesting(model: Callable, guide: Callable | None, *data: Tensor) -> int:
     return max(depth_of(run(program, *data).values()) for program in programs)
 
 
+class SupportError(ValueError):
+    """Data that no parameters could have made."""
+
+
 def check_support(name: str, fn: Any, value: Tensor) -> None:
     """Raises a ``ValueError`` if data lie outside the support of their likelihood."""
     if not torch.isfinite(value).all():
-        raise ValueError(
+        raise SupportError(
             f"site '{name}' observes NaN or infinite data: drop them, impute them, or fill them in "
             "and mask them."
         )
     try:
-        inside = fn.support.check(value)
+        support = fn.support
+        inside = support.check(value)
     except (NotImplementedError, AttributeError):
         return
     if not inside.all():
+        while hasattr(support, "base_constraint"):  # which pixel it is, not which image
+            support = support.base_constraint
+        inside = support.check(value)
         wrong = value[~inside] if inside.shape == value.shape else value
-        raise ValueError(
+        raise SupportError(
             f"site '{name}' observes {wrong.flatten()[0].item():g}, outside the support of "
             f"{distribution_name(fn)} ({_support_name(fn.support)}): transform the data, or choose "
             "another likelihood."
@@ -237,9 +249,12 @@ def sites_of(trace: poutine.Trace, prototypes: dict[str, Site] | None = None) ->
             )
         elif not deterministic:
             cut = value.ndim - node["fn"].event_dim
-            batch = torch.broadcast_shapes(value.shape[:cut], node["fn"].batch_shape)
-            value = value.expand(batch + value.shape[cut:])  # data may have been broadcast
-            value = value.reshape((*(f.size for f in frames), *value.shape[len(batch) :]))
+            try:
+                batch = torch.broadcast_shapes(value.shape[:cut], node["fn"].batch_shape)
+                value = value.expand(batch + value.shape[cut:])  # data may have been broadcast
+                value = value.reshape((*(f.size for f in frames), *value.shape[len(batch) :]))
+            except RuntimeError:
+                pass  # not what its plates say: contract.check has a sentence for that
         plates = tuple((f.name, f.size, f.dim) for f in frames)
         sites[name] = Site(name, kind, node["fn"], value, plates, node["infer"])
     return sites

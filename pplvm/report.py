@@ -1,0 +1,220 @@
+"""One self-contained HTML file: a table of answers, what made them, and the plots behind it."""
+
+__all__ = ["write"]
+
+import base64
+import io
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import jinja2
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from pplvm import diagnostics, plots, plots_graph, plots_images, plots_mcmc, report_facts
+from pplvm.compare import LEGEND, Table
+from pplvm.contract import site_table
+from pplvm.draws import Draws
+from pplvm.fit import Fit
+
+
+class Picture(NamedTuple):
+    """A figure and what to see in it, or a sentence on what failed."""
+
+    title: str
+    caption: str
+    png: str = ""  # base64
+    width: int = 0  # of the page, in pixels
+    failure: str = ""
+
+
+class Section(NamedTuple):
+    """A heading and what stands under it."""
+
+    key: str
+    title: str
+    pictures: list[Picture]
+
+
+def write(table: Table, path: str | Path) -> Path:
+    """Writes the report of a table and returns where to.
+
+    A figure that fails leaves a sentence in its place.
+
+    Args:
+        table: What :func:`pplvm.compare` returned.
+        path: The file, which is written beside and then renamed; one that cannot be written is a
+            ``ValueError``, raised before any figure is drawn.
+    """
+    path = Path(path)
+    with _beside(path) as beside:
+        beside.write_text(_html(table), encoding="utf-8")
+    return path
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    beside = path.with_name(path.name + ".part")
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(0, "it is a directory")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.touch()
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(f"cannot write '{path}': {reason}; choose another path.") from error
+    try:
+        yield beside
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _html(table: Table) -> str:
+    loader = jinja2.PackageLoader("pplvm", "")
+    template = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True
+    ).get_template("report.html.jinja")
+    first = next(iter(table.draws.values()))
+    found, reason = plots_graph.nodes(first.model, *table.data)
+    return template.render(
+        story=report_facts.story_name(first.model),
+        source=report_facts.source(first.model),
+        date=datetime.now().astimezone(),
+        data=[f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}" for x in table.data],
+        table=table,
+        cells=table.cells(),
+        legend=LEGEND,
+        colours=plots.colours(table),
+        sites=site_table(first.model, None, *table.data),
+        guides=report_facts.guides(table),
+        settings=report_facts.settings(table),
+        versions=report_facts.versions(),
+        graph=_picture("Graph", _GRAPH, lambda: plots_graph.graph(found)),
+        no_arrows=reason,
+        sections=list(_sections(table)),
+    )
+
+
+# ---- figures ----
+
+_GRAPH = (
+    "White: latent. Shaded: observed. Dashed: deterministic. A box repeats what is in it, as often "
+    "as the number in its corner says; an arrow leads from a site to one whose distribution "
+    "depends on it."
+)
+_CURVES = (
+    "The objective's bound of each step's batch, averaged over a fiftieth of all steps; dots are "
+    "held-out data; dashed lines are of fits to other data than the table's. The legend has the "
+    "mean of the last tenth. The axis begins where the fits become comparable: the first steps are "
+    "far below it. Bounds of different objectives estimate different things; only log p(x) is "
+    "common to them."
+)
+_KHAT = (
+    "Pareto k̂ of the importance weights with the guide as proposal, 1000 particles for each datum. "
+    "Above 0.7, the dashed line, log p(x) is not to be trusted. Weights that are all the same, as "
+    "those of an exact proposal or of a single point, have no tail to fit."
+)
+_OVERLAYS = (
+    "Marginal posteriors, by kernel density estimates of draws; black is exact, shaded the reference. Guides "
+    "that minimise KL(q\u00a0‖\u00a0p) tend to be too narrow; wake-sleep tends to be too wide."
+)
+_FOREST = "Points are means; thick lines hold 50 %, thin lines 94 % of the draws."
+_IMAGES = (
+    "First row: data. Reconstructions: the mean of what the model predicts at draws of the latents "
+    "given the data. Samples: drawn from the model alone, not their means."
+)
+
+
+def _sections(table: Table) -> Iterator[Section]:
+    yield Section("learning", "Learning", list(_learning(table)))
+    chosen = plots.scalars(table)
+    yield Section(
+        "posteriors",
+        "Posteriors",
+        [
+            _picture(
+                "Posteriors over each other", _OVERLAYS, lambda: plots.overlays(table, chosen)
+            ),
+            _picture("All answers", _FOREST, lambda: plots_mcmc.forest(table, chosen)),
+        ],
+    )
+    found = plots_images.images(table)
+    if found is not None:
+        draw = _picture("Images", _IMAGES, lambda: plots_images.gallery(table, found))
+        yield Section("images", "Images", [draw])
+    for number, (name, answer) in enumerate(table.answers.items()):
+        if isinstance(answer, Draws) and not answer.independent:
+            pictures = list(_chains(answer, chosen))
+            yield Section(f"chains-{number}", f"Chains of {name}", pictures)
+
+
+def _learning(table: Table) -> Iterator[Picture]:
+    if any(isinstance(answer, Fit) for answer in table.answers.values()):
+        yield _picture("Learning curves", _CURVES, lambda: plots.learning_curves(table))
+        yield _picture("Importance weights", _KHAT, lambda: plots.importance_khat(table))
+
+
+def _chains(draws: Draws, chosen: list[plots.Scalar]) -> Iterator[Picture]:
+    yield _picture(
+        "Traces",
+        "Each colour is a chain. Chains that agree cover each other; steps and drifts are bad signs.",
+        lambda: plots_mcmc.traces_of_chains(draws, chosen),
+    )
+    if draws.shape[0] > 1:
+        yield _picture(
+            "Ranks",
+            "How the ranks of each chain's draws differ from uniform: lines that leave the band "
+            "(99 %) are of chains that disagree.",
+            lambda: plots_mcmc.ranks(draws, chosen),
+        )
+    if len(chosen) > 1:
+        yield _picture(
+            "Pairs",
+            "Funnels and thin ridges are where samplers get stuck; divergences are red.",
+            lambda: plots_mcmc.pairs(draws, chosen),
+        )
+    if "energy" in draws.stats:
+        yield _picture(
+            "Energy",
+            "Where the transitions' energies are much narrower than the marginal ones, and E-BFMI "
+            "is below 0.3, the sampler explores the tails slowly.",
+            lambda: plots_mcmc.energy(draws),
+        )
+    if diagnostics.psis_loo(draws) is not None:
+        yield _picture(
+            "LOO-PIT",
+            "The distribution function of each datum's rank in its leave-one-out prediction, less "
+            "the uniform one. Outside the band (99 %) the model is badly calibrated.",
+            lambda: plots_mcmc.loo_pit(draws),
+        )
+        yield _picture(
+            "LOO k̂",
+            "Pareto k̂ of leaving out each datum. Above 0.7 LOO is not to be trusted there.",
+            lambda: plots_mcmc.loo_khat(draws),
+        )
+
+
+def _picture(title: str, caption: str, draw: Callable[[], Figure]) -> Picture:
+    """Draws a figure, closes what pyplot opened for it, and survives what goes wrong."""
+    before = set(plt.get_fignums())
+    buffer = io.BytesIO()
+    try:
+        # ioff: no window opens where the user's backend is interactive.
+        with plots.style(), plt.ioff():
+            figure = draw()
+            figure.savefig(buffer, format="png")
+    except Exception as error:  # a report without one figure is better than none
+        reason = (str(error).strip() or "no reason given").splitlines()[0]
+        return Picture(
+            title, caption, failure=f"This figure failed: {type(error).__name__}: {reason}"
+        )
+    finally:
+        for number in set(plt.get_fignums()) - before:
+            plt.close(number)
+    png = base64.b64encode(buffer.getvalue()).decode()
+    return Picture(title, caption, png, width=round(100 * figure.get_figwidth()))

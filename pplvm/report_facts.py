@@ -1,0 +1,90 @@
+"""What made the answers of a table: story, guides, settings, versions."""
+
+__all__ = ["guides", "settings", "source", "story_name", "versions"]
+
+import inspect
+import platform
+import textwrap
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+
+from pyro.infer.autoguide import AutoGuide
+
+from pplvm.compare import Table
+from pplvm.contract import site_table
+from pplvm.fit import Fit
+from pplvm.parameters import module_of
+
+_PACKAGES = (
+    "pplvm", "torch", "pyro-ppl", "arviz-base", "arviz-stats", "arviz-plots", "numpy", "scipy",
+    "xarray", "matplotlib",
+)  # fmt: skip
+
+
+def story_name(model: Callable) -> str:
+    """Returns what a story is called: its class or its function."""
+    module = module_of(model)
+    program = _unwrapped(model)
+    if module is not None:
+        return type(module).__name__
+    return getattr(program, "__name__", type(program).__name__)
+
+
+def source(model: Callable) -> str:
+    """Returns the code of a story, or nothing where it is not to be had."""
+    module, program = module_of(model), _unwrapped(model)
+    try:
+        return textwrap.dedent(inspect.getsource(program if module is None else type(module)))
+    except (OSError, TypeError):  # typed into a shell, or compiled
+        return ""
+
+
+def _unwrapped(program: Callable) -> Callable:
+    while hasattr(program, "program") or hasattr(program, "func"):
+        program = program.program if hasattr(program, "program") else program.func
+    return inspect.unwrap(program)
+
+
+def guides(table: Table) -> list[tuple[str, str, str, str]]:
+    """Returns answer, site, guide's distribution and gradient, for each latent of each fit."""
+    rows = []
+    for name, fit in table.answers.items():
+        if isinstance(fit, Fit):
+            sites = site_table(fit.model, fit.guide, *table.data, objective=fit.objective)
+            auto = module_of(fit.guide)
+            if isinstance(auto, AutoGuide):  # whose own sites are Deltas at transformed draws
+                sites = [(*site[:5], type(auto).__name__, site[6]) for site in sites]
+            rows += [(name, site[0], *site[5:]) for site in sites if site[1] == "latent"]
+    return rows
+
+
+def settings(table: Table) -> list[list[str]]:
+    """Returns a header of answers and a row for each setting that any of them has."""
+    given = {
+        name: {
+            "kind": type(answer).__name__.lower(),
+            **answer.settings,
+            "seconds": f"{answer.seconds:.1f}",
+            "draws compared": " × ".join(map(str, table.draws[name].shape)),
+        }
+        for name, answer in table.answers.items()
+    }
+    keys = list(dict.fromkeys(key for chosen in given.values() for key in chosen))
+    keys.sort(key=lambda key: key in ("draws compared", "seconds"))  # which all of them have
+    rows = [[key, *(_plain(chosen.get(key)) for chosen in given.values())] for key in keys]
+    return [["setting", *given], *rows]
+
+
+def _plain(value: object) -> str:
+    if value is None:
+        return "—"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def versions() -> Mapping[str, str]:
+    """Returns the versions of what computed."""
+    return {
+        **{name: version(name) for name in _PACKAGES},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }

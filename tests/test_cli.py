@@ -1,0 +1,168 @@
+"""The command line, run as a user runs it: in a process of its own."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+STORY = """
+import pyro, pyro.distributions as dist, torch
+
+def model(x):
+    mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+    with pyro.plate("data", len(x), dim=-1):
+        return pyro.sample("x", dist.Normal(mu, 1.0).expand([len(x)]), obs=x)
+
+def guide(x):
+    m = pyro.param("m", torch.tensor(0.0))
+    s = pyro.param("s", torch.tensor(0.0))
+    pyro.sample("mu", dist.Normal(m, s.exp()))
+
+def stray(x):
+    pyro.sample("nu", dist.Normal(0.0, 1.0))
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "story.py").write_text(STORY)
+    random = np.random.default_rng(0)
+    np.save(tmp_path / "x.npy", random.normal(3.0, 1.0, 50))
+    np.savez(tmp_path / "table.npz", x=random.normal(size=(60, 5)))
+    header = "a,b,c\n"
+    rows = "\n".join(",".join(f"{v:.3f}" for v in row) for row in random.normal(size=(40, 3)))
+    (tmp_path / "table.csv").write_text(header + rows + "\n")
+    return tmp_path
+
+
+def pplvm(folder: Path, *words: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-W", "error", "-m", "pplvm.cli", *words]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=120)
+
+
+def fine(folder: Path, *words: str) -> str:
+    done = pplvm(folder, *words)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr  # quiet in a pipe
+    return done.stdout
+
+
+def test_list_names_what_there_is(folder):
+    assert "factor-analysis" in fine(folder, "list")
+    held = json.loads(fine(folder, "list", "--json"))
+    assert held["stories"]["vae"]["guides"] == ["encoder"]
+
+
+def test_explain_shows_every_site(folder):
+    out = fine(folder, "explain", "story.py:model", "--guide", "story.py:guide", "--data", "x.npy")
+    assert "mu" in out
+    assert "data 50" in out
+    assert "KL in closed form" in out
+    assert "MultivariateNormal" in fine(folder, "explain", "factor-analysis")
+
+
+def test_a_fit_is_saved_sampled_and_reported(folder):
+    story = ("factor-analysis", "--data", "table.csv", "--columns", "a:c", "--latent-dim", "1")
+    out = fine(folder, "fit", *story, "--num-steps", "200", "--save", "fit.st", "--json")
+    assert json.loads(out)["num_steps"] == 200
+    out = fine(folder, "sample", *story, "--fit", "fit.st", "--num-samples", "20", "--out", "z.npz")
+    assert "(1, 20, 40, 1)" in out
+    assert np.load(folder / "z.npz")["z"].shape == (1, 20, 40, 1)
+    fine(folder, "report", *story, "--fit", "fit.st", "--out", "r.html")
+    assert "<html" in (folder / "r.html").read_text()[:200]
+
+
+def test_a_fit_is_resumed(folder):
+    words = ("fit", "vae", "--seed", "3", "--checkpoint", "c.st", "--save")
+    fine(folder, *words, "whole.st", "--num-steps", "40")
+    (folder / "c.st").unlink()
+    fine(folder, *words, "half.st", "--num-steps", "20")
+    fine(folder, *words, "resumed.st", "--num-steps", "40", "--resume")
+    from safetensors.torch import load_file
+
+    whole, resumed = (load_file(folder / name) for name in ("whole.st", "resumed.st"))
+    parameters = [key for key in whole if ".parameters." in key]
+    assert parameters
+    assert all((whole[key] == resumed[key]).all() for key in parameters)
+
+
+def test_a_story_of_ones_own_is_compared(folder):
+    words = ("compare", "story.py:model", "--guide", "story.py:guide", "--data", "x.npy", "--json")
+    sizes = ("--num-steps", "500", "--num-warmup", "100", "--num-samples", "200")
+    out = fine(folder, *words, *sizes, "--methods", "svi,nuts,exact")
+    table = json.loads(out)
+    assert table["reference"] == "exact"
+    rows = {row["name"]: row for row in table["rows"]}
+    # The posterior of mu has an sd of about 1/√50; SVI's family contains it.
+    assert rows["SVI, story.py:guide"]["mean_error"] < 0.5
+    assert rows["NUTS"]["mean_error"] < 0.3
+    assert rows["exact"]["log_marginal"] == pytest.approx(-1.4, abs=0.5)
+
+
+def test_a_table_of_a_shipped_story_is_printed(folder):
+    story = ("compare", "ppca", "--data", "table.npz", "--latent-dim", "1", "--num-steps", "300")
+    out = fine(folder, *story, "--methods", "svi,exact", "--report", "r.html")
+    assert "Reference: exact." in out
+    assert "SVI, mean-field" in out
+    assert "wrote r.html" in out
+
+
+BAD = {
+    "unknown command": (("frobnicate",), "frobnicate"),
+    "unknown story": (("fit", "factor-analysys"), "did you mean 'factor-analysis'"),
+    "unknown objective": (("fit", "vae", "--objective", "ivae"), "did you mean 'iwae'"),
+    "unknown method": (("compare", "vae", "--methods", "nutz"), "did you mean 'nuts'"),
+    "unknown guide": (("fit", "vae", "--guide", "encoders"), "did you mean 'encoder'"),
+    "unknown data set": (("fit", "vae", "--data", "digit"), "did you mean 'digits'"),
+    "missing data": (("fit", "story.py:model"), "--data"),
+    "missing file": (("fit", "vae", "--data", "no.csv"), "no.csv"),
+    "missing story file": (("fit", "no.py:model", "--data", "x.npy"), "no.py"),
+    "unknown name in file": (("fit", "story.py:modle", "--data", "x.npy"), "did you mean 'model'"),
+    "guide of another story": (
+        ("fit", "story.py:model", "--guide", "story.py:stray", "--data", "x.npy"),
+        "'nu'",
+    ),
+    "pixels that are not binary": (("fit", "vae", "--data", "table.npz"), "Bernoulli"),
+    "steps": (("fit", "vae", "--num-steps", "0"), "--num-steps"),
+    "no such option": (("fit", "vae", "--frob"), "--frob"),
+    "no cuda": (("fit", "vae", "--device", "cuda"), "cuda"),
+    "missing fit": (("report", "vae", "--fit", "no.st"), "no.st"),
+    "no exact answer": (("compare", "vae", "--methods", "exact", "--num-steps", "5"), "linear-Gaussian"),
+    "unwritable": (("sample", "vae", "--fit", "no.st", "--out", "/proc/z.npz"), "no.st"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_exit_code_2(folder, case):
+    if case == "no cuda":
+        import torch
+
+        if torch.cuda.is_available():
+            pytest.skip("there is CUDA here")
+    words, expected = BAD[case]
+    done = pplvm(folder, *words)
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert expected in done.stderr
+
+
+def test_pickled_code_in_disguise_is_never_run(folder):
+    class Bomb:
+        def __reduce__(self):
+            return (open, (str(folder / "boom"), "w"))
+
+    for name, words in {
+        "bomb.st": ("report", "vae", "--fit", "bomb.st"),
+        "bomb.pt": ("fit", "vae", "--data", "bomb.pt"),
+        "bomb.npy": ("fit", "vae", "--data", "bomb.npy"),
+    }.items():
+        (folder / name).write_bytes(pickle.dumps(Bomb()))
+        done = pplvm(folder, *words)
+        assert done.returncode == 2
+        assert name in done.stderr
+        assert not (folder / "boom").exists()
