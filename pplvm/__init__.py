@@ -1,12 +1,13 @@
 """Latent variable models on Pyro: one generative story, every inference method, one report."""
 
-from pplvm.compare import Row, Table, compare
+from pplvm.compare import compare
 from pplvm.contract import explain
 from pplvm.draws import Draws
 from pplvm.exact import Exact, exact
 from pplvm.fit import Fit, fit, load
 from pplvm.likelihood import LogMarginal, log_marginal
 from pplvm.mcmc import nuts
+from pplvm.table import Row, Table
 from pplvm.types import Estimate
 
 __version__ = "0.1.0"

@@ -3,15 +3,16 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
+from pplvm.batches import Array
 from pplvm.guides import factor_analysis as fa_guides
 from pplvm.guides.vae import VAEGuide
 from pplvm.models.factor_analysis import FactorAnalysis
 from pplvm.models.vae import VAE
 
 # Builds a model or guide for data x of shape (N, …) with L latent dims.
-Builder = Callable[[Tensor, int], nn.Module]
+Builder = Callable[[Array, int], nn.Module]
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,15 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
-from torch import Tensor, nn
+from torch import nn
 
 import pplvm
 from pplvm import datasets
-from pplvm.batches import as_tensor
+from pplvm.batches import Array
 from pplvm.catalog import STORIES
 from pplvm.naming import nearest
 from pplvm.reading import read
-from pplvm.study import METHODS, OBJECTIVES, freeze, study
+from pplvm.study import METHODS, OBJECTIVES, freeze, study, tensors
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -83,7 +83,7 @@ def explain(
     """Show a story site by site: shape, plates, distribution, gradient estimator."""
     job = _Job(story, guide, data, columns, standardise, drop_missing, latent_dim, seed=0)
     chosen = nearest(objective, OBJECTIVES, "objective")
-    pplvm.explain(job.model, job.guide(job.data), *job.data, objective=chosen)
+    pplvm.explain(job.model, job.guide(job.data), *tensors(job.data), objective=chosen)
 
 
 @app.command("fit")
@@ -252,12 +252,12 @@ class _Job:
         elif guide is not None:
             self.guides = {guide: nearest(guide, self.guides, "guide")}
 
-    def guide(self, data: tuple[Tensor, ...]) -> Callable | None:
+    def guide(self, data: tuple[Array, ...]) -> Callable | None:
         """Builds the guide that was named, or the default one."""
         return next(iter(self.guides.values()))(data)
 
     @staticmethod
-    def _built(story: str, build: Callable, data: tuple[Tensor, ...], latent_dim: int) -> nn.Module:
+    def _built(story: str, build: Callable, data: tuple[Array, ...], latent_dim: int) -> nn.Module:
         if len(data) != 1 or data[0].ndim < 2:
             shapes = ", ".join(str(tuple(x.shape)) for x in data)
             raise ValueError(
@@ -268,13 +268,11 @@ class _Job:
 
 def _data(
     name: str, columns: str | None, standardise: bool, drop_missing: bool
-) -> tuple[Tensor, ...]:
+) -> tuple[Array, ...]:
+    """Returns tensors of a named set, arrays of a file: a .npy stays on the disk."""
     if "." not in name and "/" not in name:
         return datasets.named(name)
-    arrays = read(name, columns, standardise=standardise, drop_missing=drop_missing)
-    return tuple(
-        as_tensor(np.array(x), torch.get_default_dtype(), torch.device("cpu")) for x in arrays
-    )
+    return read(name, columns, standardise=standardise, drop_missing=drop_missing)
 
 
 def _program(where: str, role: str) -> Callable:

@@ -1,13 +1,10 @@
 """Answers side by side: how far each is from the exact or the MCMC one, and what to worry about."""
 
-__all__ = ["Row", "Table", "compare"]
+__all__ = ["compare"]
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from functools import singledispatch
-from html import escape
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -17,102 +14,9 @@ from pplvm.diagnostics import LEAST_ESS, MOST_KHAT, MOST_RHAT
 from pplvm.draws import Draws
 from pplvm.exact import Exact
 from pplvm.fit import Fit
+from pplvm.likelihood import LogMarginal
 from pplvm.parameters import Bound, module_of
-
-Answer = Fit | Draws | Exact
-
-
-@dataclass(frozen=True)
-class Row:
-    """One answer. What does not apply to it is None; log-densities are nats per datum."""
-
-    name: str
-    method: str
-    bound: float | None = None
-    log_marginal: float | None = None
-    log_marginal_error: float | None = None
-    mean_error: float | None = None  # RMS of (mean - reference) / reference sd
-    sd_error: float | None = None  # RMS of sd / reference sd - 1
-    cover_50: float | None = None  # reference mass within the central 50 % intervals
-    cover_90: float | None = None
-    khat: float | None = None  # the largest
-    rhat: float | None = None  # the largest
-    ess_bulk: float | None = None  # the smallest
-    ess_tail: float | None = None
-    loo: float | None = None  # summed over the data
-    loo_error: float | None = None
-    seconds: float = 0.0
-    worries: tuple[str, ...] = ()
-
-
-COLUMNS = {
-    "name": "answer", "bound": "bound", "log_marginal": "log p(x)", "mean_error": "mean err",
-    "sd_error": "sd err", "cover_50": "50 %", "cover_90": "90 %", "khat": "k̂", "rhat": "R̂",
-    "ess_bulk": "ESS bulk", "ess_tail": "ESS tail", "loo": "LOO", "seconds": "seconds",
-    "worries": "worry about",
-}  # fmt: skip
-LEGEND = (
-    "bound, log p(x): nats per datum. mean err: RMS of (mean - reference) / reference sd; sd err: RMS "
-    "of sd / reference sd - 1. 50 %, 90 %: reference mass inside the central intervals. k̂, R̂: "
-    "largest; ESS: smallest."
-)
-
-
-@dataclass(frozen=True, eq=False)
-class Table:
-    """What :func:`compare` returns; prints as text and shows as HTML in a notebook."""
-
-    rows: tuple[Row, ...]
-    reference: str | None  # the name of the answer that the others are held against
-    answers: Mapping[str, Answer]
-    draws: Mapping[str, Draws]
-    data: tuple[Tensor, ...]
-
-    def __getitem__(self, name: str) -> Row:
-        """Returns the row of an answer."""
-        return next(row for row in self.rows if row.name == name)
-
-    def to_dict(self) -> dict:
-        """Returns plain values, fit for JSON: what is not finite becomes None."""
-        rows = [
-            {
-                k: None if isinstance(v, float) and not math.isfinite(v) else v
-                for k, v in asdict(row).items()
-            }
-            for row in self.rows
-        ]
-        return {"reference": self.reference, "rows": rows}
-
-    def cells(self) -> list[list[str]]:
-        """Returns the header and the rows as text, without columns that are empty throughout."""
-        used = [c for c in COLUMNS if any(getattr(row, c) not in (None, ()) for row in self.rows)]
-        used = [c for c in COLUMNS if c in (*used, "worries")]
-        return [[COLUMNS[c] for c in used]] + [[_cell(row, c) for c in used] for row in self.rows]
-
-    def __str__(self) -> str:
-        """Returns the table as lines of text."""
-        cells = self.cells()
-        widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-        lines = []
-        for row in cells:
-            middle = [cell.rjust(w) for cell, w in zip(row[1:-1], widths[1:-1], strict=True)]
-            lines.append("  ".join([row[0].ljust(widths[0]), *middle, row[-1]]).rstrip())
-        lines.insert(1, "─" * max(map(len, lines)))
-        against = f"Reference: {self.reference}. " if self.reference else "No healthy reference. "
-        return "\n".join([*lines, "", against + LEGEND])
-
-    def _repr_html_(self) -> str:
-        head, *body = self.cells()
-        row = lambda cells, tag: "<tr>" + "".join(f"<{tag}>{escape(c)}</{tag}>" for c in cells) + "</tr>"  # noqa: E731
-        return (
-            f"<table>{row(head, 'th')}{''.join(row(r, 'td') for r in body)}</table><p>{LEGEND}</p>"
-        )
-
-    def report(self, path: str | Path) -> Path:
-        """Writes one self-contained HTML file with the table and the plots behind it."""
-        from pplvm.report import write  # the report reads tables, so it stands above them
-
-        return write(self, path)
+from pplvm.table import Answer, Row, Table
 
 
 def compare(
@@ -143,22 +47,26 @@ def compare(
     data = _common_data(answers)
     draws = {name: _draws(answer, data, num_draws, seed) for name, answer in answers.items()}
     _check_same_sites(draws)
-    rows = {n: _row(a, n, draws[n], num_particles, seed) for n, a in answers.items()}
+    weights = {
+        name: answer.log_marginal(*data, num_particles=num_particles, seed=seed)
+        for name, answer in answers.items()
+        if isinstance(answer, Fit)
+    }
+    rows = {n: _row(a, n, draws[n], weights.get(n), seed) for n, a in answers.items()}
     reference = _reference(answers, rows)
     if reference is not None:
         rows = {
             name: _against(row, draws[name], draws[reference], name == reference)
             for name, row in rows.items()
         }
-    return Table(tuple(rows.values()), reference, dict(answers), draws, data)
+    return Table(tuple(rows.values()), reference, dict(answers), draws, weights, data)
 
 
 # ---- one row for each kind of answer ----
 
 
 @singledispatch
-def _row(answer: Fit, name: str, draws: Draws, num_particles: int, seed: int) -> Row:
-    weights = answer.log_marginal(*draws.data, num_particles=num_particles, seed=seed)
+def _row(answer: Fit, name: str, draws: Draws, weights: LogMarginal, seed: int) -> Row:
     worries = []
     rise = diagnostics.still_rising(answer.history.bound)
     if rise:
@@ -171,26 +79,31 @@ def _row(answer: Fit, name: str, draws: Draws, num_particles: int, seed: int) ->
     dead, total = diagnostics.collapsed(draws)
     if dead:
         worries.append(f"posterior collapse: {dead} of {total} latent dims ignore the data")
+    point = bool((diagnostics.flatten(draws).double().std(1) == 0).any())
+    if point:
+        worries.append("point estimate: no spread, so no log p(x)")
     units = _units(draws)
     return Row(
         name,
         method=answer.settings["method"],
         bound=float(answer.bound(*draws.data, seed=seed).double().mean()),
-        log_marginal=float(weights.value.sum()) / units,
-        log_marginal_error=float(weights.error.square().sum().sqrt()) / units,
-        khat=float(weights.khat.max()),
+        log_marginal=None if point else float(weights.value.sum()) / units,
+        log_marginal_error=None if point else float(weights.error.square().sum().sqrt()) / units,
+        khat=None if point else float(weights.khat.max()),
         seconds=answer.seconds,
         worries=tuple(worries),
     )
 
 
 @_row.register
-def _(answer: Draws, name: str, draws: Draws, num_particles: int, seed: int) -> Row:
+def _(answer: Draws, name: str, draws: Draws, weights: None, seed: int) -> Row:
     loo = diagnostics.psis_loo(answer)
     worries, mixing = [], None
     if not answer.independent:
         mixing = diagnostics.mixing(answer)
-        if not mixing.rhat <= MOST_RHAT:
+        if answer.shape[0] == 1:
+            worries.append("one chain: R̂ needs two")
+        elif not mixing.rhat <= MOST_RHAT:
             worries.append(
                 f"R̂ {mixing.rhat:.3f} > {MOST_RHAT} at {mixing.rhat_at}: run longer chains"
             )
@@ -216,7 +129,7 @@ def _(answer: Draws, name: str, draws: Draws, num_particles: int, seed: int) -> 
 
 
 @_row.register
-def _(answer: Exact, name: str, draws: Draws, num_particles: int, seed: int) -> Row:
+def _(answer: Exact, name: str, draws: Draws, weights: None, seed: int) -> Row:
     total = float(answer.log_marginal.sum()) / _units(draws)
     return Row(
         name,
@@ -338,20 +251,3 @@ def _parameters(program) -> dict[str, Tensor]:
     module = module_of(program)
     named = dict(module.named_parameters()) if module is not None else {}
     return named | (program.scope.named if isinstance(program, Bound) else {})
-
-
-def _cell(row: Row, column: str) -> str:
-    value = getattr(row, column)
-    if column == "worries":
-        return "; ".join(value) or "—"
-    if value is None:
-        return "—"
-    if isinstance(value, str):
-        return value
-    if column == "loo" and row.loo_error is not None:
-        return f"{value:.1f} ± {row.loo_error:.1f}"
-    if column in ("ess_bulk", "ess_tail"):
-        return f"{value:.0f}"
-    if column in ("seconds", "cover_50", "cover_90"):
-        return f"{100 * value:.0f} %" if column != "seconds" else f"{value:.1f}"
-    return f"{value:.3f}" if math.isfinite(value) else "—"

@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pplvm import traces
-from pplvm.compare import Table
 from pplvm.draws import Draws
 from pplvm.fit import Fit
 from pplvm.parameters import module_of
 from pplvm.plots import WIDTH
+from pplvm.table import Table
 
 
 class Images(NamedTuple):

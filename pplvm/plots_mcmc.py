@@ -20,10 +20,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from xarray import DataTree
 
-from pplvm.compare import Table
-from pplvm.draws import Draws
 from pplvm.diagnostics import MOST_KHAT
-from pplvm.plots import RED, WIDTH, Scalar, colours
+from pplvm.draws import Draws
+from pplvm.plots import RED, WIDTH, colours
+from pplvm.plots_posteriors import Scalar
+from pplvm.table import Table
 
 # plot_trace_dist is no choice: arviz-plots 0.8 fails in it on xarray 2026.9.
 

@@ -15,11 +15,19 @@ import jinja2
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from pplvm import diagnostics, plots, plots_graph, plots_images, plots_mcmc, report_facts
-from pplvm.compare import LEGEND, Table
+from pplvm import (
+    diagnostics,
+    plots,
+    plots_graph,
+    plots_images,
+    plots_mcmc,
+    plots_posteriors,
+    report_facts,
+)
 from pplvm.contract import site_table
 from pplvm.draws import Draws
 from pplvm.fit import Fit
+from pplvm.table import LEGEND, Table
 
 
 class Picture(NamedTuple):
@@ -115,13 +123,14 @@ _CURVES = (
     "common to them."
 )
 _KHAT = (
-    "Pareto k̂ of the importance weights with the guide as proposal, 1000 particles for each datum. "
+    "Pareto k̂ of the importance weights with the guide as proposal. "
     "Above 0.7, the dashed line, log p(x) is not to be trusted. Weights that are all the same, as "
-    "those of an exact proposal or of a single point, have no tail to fit."
+    "those of an exact proposal or of a single point, or that take few values, have no tail to fit."
 )
 _OVERLAYS = (
-    "Marginal posteriors, by kernel density estimates of draws; black is exact, shaded the reference. Guides "
-    "that minimise KL(q\u00a0‖\u00a0p) tend to be too narrow; wake-sleep tends to be too wide."
+    "Marginal posteriors, by kernel density estimates of draws; black is exact, shaded the "
+    "reference. Guides that minimise KL(q\u00a0‖\u00a0p) tend to be too narrow; wake-sleep tends to "
+    "be too wide."
 )
 _FOREST = "Points are means; thick lines hold 50 %, thin lines 94 % of the draws."
 _IMAGES = (
@@ -132,13 +141,15 @@ _IMAGES = (
 
 def _sections(table: Table) -> Iterator[Section]:
     yield Section("learning", "Learning", list(_learning(table)))
-    chosen = plots.scalars(table)
+    chosen = plots_posteriors.scalars(table)
     yield Section(
         "posteriors",
         "Posteriors",
         [
             _picture(
-                "Posteriors over each other", _OVERLAYS, lambda: plots.overlays(table, chosen)
+                "Posteriors over each other",
+                _OVERLAYS,
+                lambda: plots_posteriors.overlays(table, chosen),
             ),
             _picture("All answers", _FOREST, lambda: plots_mcmc.forest(table, chosen)),
         ],
@@ -159,7 +170,7 @@ def _learning(table: Table) -> Iterator[Picture]:
         yield _picture("Importance weights", _KHAT, lambda: plots.importance_khat(table))
 
 
-def _chains(draws: Draws, chosen: list[plots.Scalar]) -> Iterator[Picture]:
+def _chains(draws: Draws, chosen: list[plots_posteriors.Scalar]) -> Iterator[Picture]:
     yield _picture(
         "Traces",
         "Each colour is a chain. Chains that agree cover each other; steps and drifts are bad signs.",

@@ -10,10 +10,10 @@ from importlib.metadata import version
 
 from pyro.infer.autoguide import AutoGuide
 
-from pplvm.compare import Table
 from pplvm.contract import site_table
 from pplvm.fit import Fit
 from pplvm.parameters import module_of
+from pplvm.table import Table
 
 _PACKAGES = (
     "pplvm", "torch", "pyro-ppl", "arviz-base", "arviz-stats", "arviz-plots", "numpy", "scipy",

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from pplvm import traces
-from pplvm.compare import Answer
+from pplvm.batches import Array, as_tensor
 from pplvm.exact import exact
 from pplvm.fit import Fit, fit
 from pplvm.mcmc import nuts
 from pplvm.naming import nearest
 from pplvm.objectives import elbo, iwae, reweighted_wake_sleep, wake_sleep
 from pplvm.parameters import module_of
+from pplvm.table import Answer
 
 OBJECTIVES = {
     "svi": elbo,
@@ -28,8 +29,8 @@ METHODS = (*OBJECTIVES, "nuts", "exact")
 
 def study(
     model: Callable,
-    guides: Mapping[str, Callable[[tuple[Tensor, ...]], Callable | None]],
-    *data: Tensor,
+    guides: Mapping[str, Callable[[tuple[Array, ...]], Callable | None]],
+    *data: Array,
     methods: Sequence[str] = METHODS,
     num_compared: int = 100,
     num_steps: int = 2000,
@@ -51,7 +52,7 @@ def study(
     Args:
         model: The story.
         guides: By name, each a function from the data to a guide, or to None for AutoNormal.
-        data: The arguments of the story, first axis N.
+        data: The arguments of the story, first axis N; memory maps are read by minibatch.
         methods: Some of "svi", "iwae", "wake-sleep", "reweighted-wake-sleep", "nuts", "exact".
         num_compared: The methods are asked about so many of the first data, where each has
             latents of its own.
@@ -69,14 +70,14 @@ def study(
     run = partial(
         fit, num_steps=num_steps, lr=lr, scheduler=_cosine(num_steps), seed=seed, progress=progress
     )
-    default = next(iter(guides))
-    if _learns(model, *data):
+    default, few = next(iter(guides)), tensors(tuple(x[:num_compared] for x in data))
+    if _learns(model, *few):
         announce(f"parameters: SVI, {default} guide, {len(data[0])} data")
         learned = run(model, guides[default](data), *data, batch_size=batch_size)
         model = freeze(learned)
-    sites = traces.run(model, *data).values()
-    if any(traces.in_data_plate(site) for site in sites if site.kind == "latent"):
-        data = tuple(x[:num_compared] for x in data)
+    sites = traces.look(model, *few).values()
+    local = any(traces.in_data_plate(site) for site in sites if site.kind == "latent")
+    data = few if local else tensors(data)
     answers: dict[str, Answer] = {}
     for method in methods:
         if method == "nuts":
@@ -113,6 +114,11 @@ def _learns(model: Callable, *data: Tensor) -> bool:
     if module is not None:
         return any(p.requires_grad for p in module.parameters())
     return traces.declares_parameters(model, *data)
+
+
+def tensors(data: tuple[Array, ...]) -> tuple[Tensor, ...]:
+    """Reads data into memory, floating ones in the default dtype."""
+    return tuple(as_tensor(x, torch.get_default_dtype(), torch.device("cpu")) for x in data)
 
 
 def _cosine(num_steps: int) -> Callable:

@@ -16,17 +16,18 @@ import pyro.distributions as dist
 import pytest
 import torch
 from PIL import Image
+from pyro.infer.autoguide import AutoDelta
 from torch import Tensor, nn
 
 import pplvm
-from pplvm import plots, plots_graph, plots_images, report_facts
-from pplvm.compare import Table
+from pplvm import plots, plots_graph, plots_images, plots_posteriors, report_facts
 from pplvm.datasets import binary_digits
 from pplvm.guides.factor_analysis import AmortisedMeanField, LinearGaussian
 from pplvm.guides.vae import VAEGuide
 from pplvm.models.factor_analysis import FactorAnalysis
 from pplvm.models.vae import VAE
 from pplvm.objectives import iwae, reweighted_wake_sleep
+from pplvm.table import Table
 
 # ---- stories, and their tables and reports: each made once ----
 
@@ -116,12 +117,28 @@ def table_of_mixture() -> Table:
     return pplvm.compare({"RWS": fit}, num_draws=300)
 
 
+def counts(y: Tensor) -> Tensor:
+    rate = pyro.sample("rate", dist.Gamma(1.0, 1.0))
+    with pyro.plate("data", len(y), dim=-1):
+        return pyro.sample("y", dist.Poisson(rate), obs=y)
+
+
+def table_of_counts() -> Table:
+    y = torch.poisson(torch.full((20,), 3.0))
+    answers = {
+        "one chain": pplvm.nuts(counts, y, num_chains=1, num_warmup=60, num_samples=60),
+        "MAP": pplvm.fit(counts, AutoDelta(counts), y, num_steps=60),
+    }
+    return pplvm.compare(answers, num_draws=300)
+
+
 MAKERS = {
     "factors": table_of_factors,
     "schools": table_of_schools,
     "regression": table_of_regression,
     "images": table_of_images,
     "mixture": table_of_mixture,
+    "counts": table_of_counts,
 }
 
 
@@ -201,6 +218,8 @@ FIGURES = {
                 "All answers"],
 }  # fmt: skip
 FIGURES["regression"] = FIGURES["schools"]
+# One chain has no ranks among others, and one number no pairs.
+FIGURES["counts"] = [title for title in FIGURES["schools"] if title not in ("Ranks", "Pairs")]
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -320,7 +339,7 @@ def test_a_figure_that_fails_leaves_a_sentence(made, tmp_path, monkeypatch):
         plt.figure()
         raise RuntimeError("no ink\nand no paper")
 
-    monkeypatch.setattr(plots, "overlays", broken)
+    monkeypatch.setattr(plots_posteriors, "overlays", broken)
     text = made("mixture").table.report(tmp_path / "new" / "report.html").read_text()
     assert "This figure failed: RuntimeError: no ink</p>" in text
     shown = [attrs["alt"] for tag, attrs in Reader(text).tags if tag == "img"]
@@ -333,7 +352,7 @@ def test_a_figure_that_fails_leaves_a_sentence(made, tmp_path, monkeypatch):
 
 def test_scalars_come_from_every_site_and_hold_the_worst(made):
     table = made("schools").table
-    chosen = plots.scalars(table)
+    chosen = plots_posteriors.scalars(table)
     assert len(chosen) == 6
     assert {s.site for s in chosen} == {"mu", "tau", "z"}
     worst = pplvm.diagnostics.mixing(table.answers["NUTS"]).rhat_at
@@ -363,8 +382,8 @@ def test_smoothing_is_a_running_mean():
 
 def test_exact_densities_are_black_and_exact(made):
     table = made("factors").table
-    chosen = plots.scalars(table)
-    ax = plots.overlays(table, chosen).axes[0]
+    chosen = plots_posteriors.scalars(table)
+    ax = plots_posteriors.overlays(table, chosen).axes[0]
     (line,) = [line for line in ax.lines if line.get_color() == "black"]
     x, density = (torch.as_tensor(part) for part in line.get_data())
     exact = table.answers["exact"]

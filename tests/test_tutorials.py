@@ -69,7 +69,7 @@ def test_runs_in_short(file, tmp_path):
     environment = {**os.environ, "PPLVM_SHORT": "1", "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", RUN, str(file)],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False,
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     figures = re.search(r"figures: (\d+), axes without a label: (.*)", done.stdout)
