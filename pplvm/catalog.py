@@ -45,9 +45,9 @@ STORIES = {
         model=lambda x, L: FactorAnalysis(x.shape[1], L),
         guides=_FACTOR_GUIDES,
         methods=_FACTOR_METHODS,
-        num_steps=2000,
+        num_steps=2500,
         batch_size=None,
-        lr=0.03,
+        lr=0.02,
     ),
     "ppca": Story(
         summary="probabilistic PCA: factor analysis with one noise variance for all features",
@@ -56,9 +56,9 @@ STORIES = {
         model=lambda x, L: FactorAnalysis(x.shape[1], L, isotropic=True),
         guides=_FACTOR_GUIDES,
         methods=_FACTOR_METHODS,
-        num_steps=2000,
+        num_steps=2500,
         batch_size=None,
-        lr=0.03,
+        lr=0.02,
     ),
     "vae": Story(
         summary="z ~ N(0, I), x ~ Bernoulli(decoder(z)): binary images",

@@ -4,8 +4,10 @@ __all__ = ["compare"]
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import singledispatch
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,7 +58,7 @@ def compare(
     reference = _reference(answers, rows)
     if reference is not None:
         rows = {
-            name: _against(row, draws[name], draws[reference], name == reference)
+            name: _against(row, draws[name], draws[reference], answers[reference])
             for name, row in rows.items()
         }
     return Table(tuple(rows.values()), reference, dict(answers), draws, weights, data)
@@ -159,34 +161,40 @@ def _ill(row: Row) -> bool:
     return any(not worry.startswith("k̂") for worry in row.worries)
 
 
-def _against(row: Row, draws: Draws, reference: Draws, itself: bool) -> Row:
+def _against(row: Row, draws: Draws, reference: Draws, truth: Answer) -> Row:
+    """Adds to a row how far its draws are from those of the reference."""
     names = sorted(reference.values)
     own, true = (diagnostics.flatten(d, names).flatten(0, 1).double() for d in (draws, reference))
-    mean, sd = true.mean(0), true.std(0)
-    cover = [
-        float(((true >= low) & (true <= high)).double().mean())
-        for low, high in ((own.quantile(a, 0), own.quantile(1 - a, 0)) for a in (0.25, 0.05))
-    ]
-    ratio = own.std(0) / sd
-    worries = list(row.worries)
-    if not itself and float(ratio.median()) < 0.8:
-        worries.append(f"sds too small: typically {float(ratio.median()):.0%} of the reference's")
-    if not itself and float(ratio.median()) > 1.25:
-        worries.append(f"sds too large: typically {float(ratio.median()):.0%} of the reference's")
-    if not itself and not _same_parameters(draws.model, reference.model):
+    low, high = (_quantiles(own, at) for at in ((0.25, 0.05), (0.75, 0.95)))  # (2, D)
+    cover = ((true[:, None] >= low) & (true[:, None] <= high)).double().mean((0, 2))
+    row = replace(row, cover_50=float(cover[0]), cover_90=float(cover[1]))
+    if draws is reference:
+        return row
+    if isinstance(truth, Exact):
+        mean, sd = (
+            torch.cat([part[n].double().flatten() for n in names])
+            for part in (truth.mean, truth.sd)
+        )
+    else:
+        mean, sd = true.mean(0), true.std(0)
+    ratio, worries = own.std(0) / sd, list(row.worries)
+    typical = float(ratio.median())
+    if not 0.8 <= typical <= 1.25:
+        what = "small" if typical < 1 else "large"
+        worries.append(f"sds too {what}: typically {typical:.0%} of the reference's")
+    if not _same_parameters(draws.model, reference.model):
         worries.append("learned parameters of its own: not the posterior of the reference")
-    return Row(
-        **{
-            **{k: getattr(row, k) for k in row.__dataclass_fields__},
-            "mean_error": None
-            if itself
-            else float(((own.mean(0) - mean) / sd).square().mean().sqrt()),
-            "sd_error": None if itself else float((ratio - 1).square().mean().sqrt()),
-            "cover_50": cover[0],
-            "cover_90": cover[1],
-            "worries": tuple(worries),
-        }
+    return replace(
+        row,
+        mean_error=float(((own.mean(0) - mean) / sd).square().mean().sqrt()),
+        sd_error=float((ratio - 1).square().mean().sqrt()),
+        worries=tuple(worries),
     )
+
+
+def _quantiles(values: Tensor, at: tuple[float, ...]) -> Tensor:
+    # torch.quantile takes no more than sixteen million numbers.
+    return torch.as_tensor(np.quantile(values.numpy(), at, axis=0))
 
 
 # ---- within ----

@@ -93,7 +93,7 @@ def test_a_fit_is_resumed(folder):
 
 def test_a_story_of_ones_own_is_compared(folder):
     words = ("compare", "story.py:model", "--guide", "story.py:guide", "--data", "x.npy", "--json")
-    sizes = ("--num-steps", "500", "--num-warmup", "100", "--num-samples", "200")
+    sizes = ("--num-steps", "2000", "--num-warmup", "100", "--num-samples", "200")
     out = fine(folder, *words, *sizes, "--methods", "svi,nuts,exact")
     table = json.loads(out)
     assert table["reference"] == "exact"

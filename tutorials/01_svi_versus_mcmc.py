@@ -586,8 +586,8 @@ assert ratios["plain"][-1] < ratios["plain"][0]
 # known, and fits $\log q_\phi(z \mid x)$ to them. *Reweighted* wake-sleep takes the data instead,
 # with $K$ draws of $q$ weighted by $\bar w_k$ in place of draws from the posterior. Neither
 # differentiates through $z$, which may therefore be discrete. IWAE begins at
-# $\mathrm{KL}(q\,\|\,p)$ with $K = 1$; for large $K$ its gap is the variance of the weights,
-# $\chi^2(p\,\|\,q) / 2K$, which dreads missing mass even more.
+# $\mathrm{KL}(q\,\|\,p)$ with $K = 1$; for large $K$ its gap is $\chi^2(p\,\|\,q) / 2K$, the
+# relative variance of the weights, which dreads missing mass even more.
 
 # %%
 K = 16
