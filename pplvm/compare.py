@@ -75,7 +75,7 @@ def _row(answer: Fit, name: str, draws: Draws, weights: LogMarginal, seed: int) 
         worries.append(f"not converged: bound still rising (+{rise:.2g})")
     if answer.settings.get("stopped") == "interrupted":
         worries.append(f"interrupted after {answer.settings['num_steps']} steps")
-    bad = int((weights.khat > MOST_KHAT).sum())
+    bad = int((~(weights.khat <= MOST_KHAT)).sum())  # NaN is as bad
     if bad:
         worries.append(f"k̂ > {MOST_KHAT} for {bad} of {len(weights.khat)}: distrust log p(x)")
     dead, total = diagnostics.collapsed(draws)
@@ -163,13 +163,12 @@ def _ill(row: Row) -> bool:
 
 def _against(row: Row, draws: Draws, reference: Draws, truth: Answer) -> Row:
     """Adds to a row how far its draws are from those of the reference."""
+    if draws is reference:
+        return row
     names = sorted(reference.values)
     own, true = (diagnostics.flatten(d, names).flatten(0, 1).double() for d in (draws, reference))
     low, high = (_quantiles(own, at) for at in ((0.25, 0.05), (0.75, 0.95)))  # (2, D)
     cover = ((true[:, None] >= low) & (true[:, None] <= high)).double().mean((0, 2))
-    row = replace(row, cover_50=float(cover[0]), cover_90=float(cover[1]))
-    if draws is reference:
-        return row
     if isinstance(truth, Exact):
         mean, sd = (
             torch.cat([part[n].double().flatten() for n in names])
@@ -188,6 +187,8 @@ def _against(row: Row, draws: Draws, reference: Draws, truth: Answer) -> Row:
         row,
         mean_error=float(((own.mean(0) - mean) / sd).square().mean().sqrt()),
         sd_error=float((ratio - 1).square().mean().sqrt()),
+        cover_50=float(cover[0]),
+        cover_90=float(cover[1]),
         worries=tuple(worries),
     )
 

@@ -22,8 +22,9 @@ __all__ = ["Exact", "exact"]
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -91,11 +92,17 @@ def exact(model: Callable, *data: Tensor) -> Exact:
     check_data(data)
     data = tuple(as_tensor(x, floating_dtype(model), torch.device("cpu")) for x in data)
     check(model, None, *data)
-    given = (model, data)
-    if module_of(model) is not None:  # parameters of float32 would cost half the digits
-        model = copy.deepcopy(model)
-        module_of(model).double()
-        data = tuple(x.double() if x.is_floating_point() else x for x in data)
+    if module_of(model) is None:
+        found = _solve(model, *data)
+    else:  # float32 would cost half the digits
+        doubled = copy.deepcopy(model)
+        module_of(doubled).double()
+        with _double_by_default():
+            found = _solve(doubled, *(x.double() if x.is_floating_point() else x for x in data))
+    return replace(found, model=model, data=data, seconds=time.perf_counter() - start)
+
+
+def _solve(model: Callable, *data: Tensor) -> Exact:
     sites = _latents(model, *data)
     per_datum = all(traces.in_data_plate(site) for site in sites.values())
 
@@ -134,11 +141,21 @@ def exact(model: Callable, *data: Tensor) -> Exact:
         sd=_unflatten(sd, sites),
         location=mean.double(),
         scale_tril=torch.linalg.cholesky(covariance.double()),
-        model=given[0],
-        data=given[1],
+        model=model,
+        data=data,
         settings={"method": "exact, linear-Gaussian"},
-        seconds=time.perf_counter() - start,
     )
+
+
+@contextmanager
+def _double_by_default() -> Iterator[None]:
+    """Makes what a story creates by itself, such as ``torch.zeros``, of float64."""
+    former = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(former)
 
 
 def _latents(model: Callable, *data: Tensor) -> dict[str, Site]:

@@ -4,19 +4,17 @@ __all__ = ["Fit", "fit", "load"]
 
 import inspect
 import math
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from pyro.infer import ELBO
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from pplvm import checkpoint as files
 from pplvm import traces
@@ -32,9 +30,10 @@ from pplvm.batches import (
 from pplvm.contract import objective_name
 from pplvm.draws import Draws
 from pplvm.likelihood import LogMarginal, log_marginal
+from pplvm.loop import HeldOut, Saver, read_fit, train
 from pplvm.objectives import elbo, from_pyro
 from pplvm.parameters import Scope
-from pplvm.training import History, NotFiniteError, Run
+from pplvm.training import History, Run
 from pplvm.types import Estimate
 
 
@@ -214,14 +213,14 @@ def fit(
     if validation is not None:
         check_data(validation, "validation")
         default = batches.per_epoch if batches.per_epoch > 1 else max(1, last // 50)
-        held_out = _HeldOut(
+        held_out = HeldOut(
             Batches(validation, batch_size, seed, convert), validate_every or default, patience
         )
-    saver = _Saver(checkpoint, checkpoint_every, settings)
+    saver = Saver(checkpoint, checkpoint_every, settings)
     with run.scope():
         if resume:
             saver.resume(run)
-        stopped = _train(run, last, held_out, saver, progress)
+        stopped = train(run, last, held_out, saver, progress)
         run.restore_best()
     run.evaluation_mode()
     settings |= {"num_steps": run.step_count, "stopped": stopped}
@@ -238,7 +237,7 @@ def load(path: str | Path, model: Callable, guide: Callable | None, *data: Array
         guide: The guide likewise.
         data: Their arguments, first axis N.
     """
-    state = _read(path)
+    state = read_fit(path)
     check_data(data)
     convert = partial(as_tensor, dtype=floating_dtype(model, guide), device=torch.device("cpu"))
     batches = Batches(data, None, 0, convert)
@@ -252,82 +251,6 @@ def load(path: str | Path, model: Callable, guide: Callable | None, *data: Array
     run.evaluation_mode()
     model, guide = run.bound()
     return Fit(model, guide, elbo, run.history, data, state["settings"], run)
-
-
-def _read(path: str | Path) -> dict:
-    state = files.read(path)
-    if not isinstance(state, dict) or state.keys() != {"settings", "run"}:
-        raise ValueError(f"'{path}' holds no fit: give a file that Fit.save or checkpoint= wrote.")
-    return state
-
-
-class _HeldOut(NamedTuple):
-    batches: Batches
-    every: int
-    patience: int | None
-
-
-class _Saver(NamedTuple):
-    path: str | Path | None
-    every: int
-    settings: dict
-
-    def save(self, run: Run) -> None:
-        run.check_parameters()  # NaN must not take the place of the last good checkpoint
-        if self.path is not None:
-            files.write(self.path, {"settings": self.settings, "run": run.state()})
-
-    def resume(self, run: Run) -> None:
-        if not Path(self.path).exists():
-            return
-        state = _read(self.path)
-        for name in ("method", "seed", "num_data", "batch_size", "optimizer", "clip_norm"):
-            then, now = state["settings"].get(name), self.settings[name]
-            if then != now:
-                raise ValueError(
-                    f"'{self.path}' was made with {name} = {then!r}, got {now!r}: resume with the "
-                    "same arguments, or give another checkpoint."
-                )
-        run.load(state["run"])
-
-    def last_good(self) -> str:
-        if self.path is None or not Path(self.path).exists():
-            return "there is no checkpoint to go back to (give 'checkpoint')"
-        return f"the last good checkpoint is '{self.path}', step {files.read(self.path)['run']['step']}"
-
-
-def _train(
-    run: Run, last: int, held_out: _HeldOut | None, saver: _Saver, progress: bool | None
-) -> str:
-    """Takes the steps and returns why it stopped."""
-    quiet = not sys.stderr.isatty() if progress is None else not progress
-    shown = tqdm(total=last, initial=run.step_count, desc="fit", disable=quiet)
-    try:
-        with shown:
-            steps = run.steps()
-            while run.step_count < last:
-                if held_out is not None and run.stale() >= (held_out.patience or math.inf):
-                    saver.save(run)
-                    return f"early, no better in {held_out.patience} validations"
-                bound = next(steps)
-                shown.update()
-                if run.step_count % 50 == 0:
-                    shown.set_postfix(bound=f"{bound:.3f}", refresh=False)
-                if held_out is not None and run.step_count % held_out.every == 0:
-                    run.validate(held_out.batches)
-                if run.step_count % saver.every == 0 or run.step_count == last:
-                    saver.save(run)
-    except KeyboardInterrupt:
-        kept = (
-            f"best weights, of step {run.best_step}"
-            if run.best
-            else f"weights of step {run.step_count}"
-        )
-        print(f"pplvm: interrupted at step {run.step_count}; kept the {kept}.", file=sys.stderr)
-        return "interrupted"
-    except NotFiniteError as error:
-        raise NotFiniteError(f"{error}; {saver.last_good()}.") from error.__cause__
-    return "all steps taken"
 
 
 def _adam(parameters: list[Tensor], lr: float) -> Optimizer:

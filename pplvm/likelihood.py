@@ -91,6 +91,8 @@ def _khat(log_w: Tensor) -> float:
         return math.nan
     if log_w.amax() - log_w.amin() < 1e-9:  # a perfect proposal has no tail to fit
         return -math.inf
+    if torch.softmax(log_w, 0).amax() > 0.99:  # one draw is no tail to fit, and all there is
+        return math.inf
     try:
         return float(array_stats.psislw(-log_w.numpy())[1])  # it takes log-likelihoods: 1 / w
     except ValueError:  # the whole tail is one value, as where a latent has few of them

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
+from textwrap import wrap
 
 from torch import Tensor
 
@@ -48,9 +49,10 @@ COLUMNS = {
     "worries": "worry about",
 }  # fmt: skip
 LEGEND = (
-    "bound, log p(x): nats per datum. mean err: RMS of (mean - reference) / reference sd; sd err: RMS "
-    "of sd / reference sd - 1. 50 %, 90 %: reference mass inside the central intervals. k̂, R̂: "
-    "largest; ESS: smallest."
+    "bound: the answer's own objective, so one of many particles is closer to log p(x); both in nats "
+    "per datum. mean err: RMS of (mean - reference) / reference sd; sd err: RMS of sd / reference sd "
+    "- 1. 50 %, 90 %: reference mass inside the central intervals. k̂, R̂: the largest; ESS: the "
+    "smallest."
 )
 
 
@@ -95,18 +97,23 @@ class Table:
             middle = [cell.rjust(w) for cell, w in zip(row[1:-1], widths[1:-1], strict=True)]
             lines.append("  ".join([row[0].ljust(widths[0]), *middle, row[-1]]).rstrip())
         lines.insert(1, "─" * max(map(len, lines)))
-        against = f"Reference: {self.reference}. " if self.reference else "No healthy reference. "
-        return "\n".join([*lines, "", against + LEGEND])
+        return "\n".join([*lines, "", *wrap(f"{self._against()} {LEGEND}", width=100)])
 
     def _repr_html_(self) -> str:
-        head, *body = self.cells()
-
         def row(cells: list[str], tag: str) -> str:
-            return f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)}</tr>"
+            sides = ["left", *["right"] * (len(cells) - 2), "left"]
+            return "".join(
+                f'<{tag} style="text-align: {side}; white-space: nowrap">{escape(cell)}</{tag}>'
+                for cell, side in zip(cells, sides, strict=True)
+            )
 
-        return (
-            f"<table>{row(head, 'th')}{''.join(row(r, 'td') for r in body)}</table><p>{LEGEND}</p>"
-        )
+        head, *body = self.cells()
+        rows = [row(head, "th"), *(row(cells, "td") for cells in body)]
+        table = "".join(f"<tr>{cells}</tr>" for cells in rows)
+        return f"<table>{table}</table><p>{escape(f'{self._against()} {LEGEND}')}</p>"
+
+    def _against(self) -> str:
+        return f"Reference: {self.reference}." if self.reference else "No healthy reference."
 
     def report(self, path: str | Path) -> Path:
         """Writes one self-contained HTML file with the table and the plots behind it."""

@@ -132,7 +132,10 @@ BAD = {
     "no such option": (("fit", "vae", "--frob"), "--frob"),
     "no cuda": (("fit", "vae", "--device", "cuda"), "cuda"),
     "missing fit": (("report", "vae", "--fit", "no.st"), "no.st"),
-    "no exact answer": (("compare", "vae", "--methods", "exact", "--num-steps", "5"), "linear-Gaussian"),
+    "no exact answer": (
+        ("compare", "vae", "--methods", "exact", "--num-steps", "5"),
+        "linear-Gaussian",
+    ),
     "unwritable": (("sample", "vae", "--fit", "no.st", "--out", "/proc/z.npz"), "no.st"),
 }
 

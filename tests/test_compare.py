@@ -113,8 +113,7 @@ def test_errors_and_coverage_of_a_shift_and_a_squeeze():
     assert squeezed.sd_error == pytest.approx(squeeze.item())
     inside = lambda low, high: (unit.cdf(torch.tensor(high)) - unit.cdf(torch.tensor(low))).item()  # noqa: E731
     unit, q50, q90 = Normal(0.0, 1.0), 0.6745, 1.6449
-    assert itself.cover_50 == pytest.approx(0.5, abs=0.001)
-    assert itself.cover_90 == pytest.approx(0.9, abs=0.001)
+    assert itself.cover_50 is None  # it would be 50 % of itself
     assert squeezed.cover_50 == pytest.approx(inside(-q50 / 2, q50 / 2), abs=0.015)
     assert squeezed.cover_90 == pytest.approx(inside(-q90 / 2, q90 / 2), abs=0.015)
     assert shifted.cover_50 == pytest.approx(inside(0.7 - q50, 0.7 + q50), abs=0.015)

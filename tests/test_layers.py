@@ -23,6 +23,7 @@ ORDER = [
     ["contract"],
     ["checkpoint"],
     ["training"],
+    ["loop"],
     ["draws"],
     ["likelihood"],
     ["fit"],
