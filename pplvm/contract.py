@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pplvm import traces
 from pplvm.objectives import elbo
+from pplvm.parameters import Scope
 from pplvm.traces import DATA, Site, distribution_name
 
 
@@ -52,8 +53,9 @@ def explain(
         data: The arguments of both, first axis N.
         objective: The objective whose estimators are meant.
     """
-    check(model, guide, *data)
-    rows = site_table(model, guide, *data, objective=objective)
+    with Scope(0).parameters():  # what pyro.param declares here is forgotten again
+        check(model, guide, *data)
+        rows = site_table(model, guide, *data, objective=objective)
     header = ("site", "kind", "shape", "plates", "model", "guide", "gradient")
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
     for row in (header, *rows):

@@ -175,13 +175,7 @@ def fit(
         "validate_every": validate_every, "patience": patience,
         "checkpoint_every": checkpoint_every,
     }  # fmt: skip
-    for name, value in counts.items():
-        if value is not None:
-            check_count(name, value)
-    check_count("seed", seed, least=0)
-    for name, value in {"lr": lr, "clip_norm": clip_norm}.items():
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"'{name}' should be above 0 and finite, got {value}.")
+    _check_numbers(counts, {"lr": lr, "clip_norm": clip_norm}, seed)
     if resume and checkpoint is None:
         raise ValueError("'resume' needs to know from where: give 'checkpoint' too.")
     if patience is not None and validation is None:
@@ -251,6 +245,18 @@ def load(path: str | Path, model: Callable, guide: Callable | None, *data: Array
     run.evaluation_mode()
     model, guide = run.bound()
     return Fit(model, guide, elbo, run.history, data, state["settings"], run)
+
+
+def _check_numbers(
+    counts: dict[str, int | None], rates: dict[str, float | None], seed: int
+) -> None:
+    check_count("seed", seed, least=0)
+    for name, value in counts.items():
+        if value is not None:
+            check_count(name, value)
+    for name, value in rates.items():
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"'{name}' should be above 0 and finite, got {value}.")
 
 
 def _adam(parameters: list[Tensor], lr: float) -> Optimizer:
