@@ -143,7 +143,7 @@ def fit(
     or beside it. Interrupted by Ctrl-C, it returns what it has.
 
     Args:
-        model: The story, a function or module. It is copied, not changed.
+        model: The story, a function or module; what it learns is learned in a copy.
         guide: The guide, likewise; None for Pyro's ``AutoNormal``.
         data: The arguments of both: tensors or arrays that share their first axis, memory maps
             among them, or one ``DataLoader``. Floating data take the dtype of the parameters.
