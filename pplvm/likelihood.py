@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from arviz_stats.base import array_stats
 from torch import Tensor
@@ -94,6 +95,7 @@ def _khat(log_w: Tensor) -> float:
     if torch.softmax(log_w, 0).amax() > 0.99:  # one draw is no tail to fit, and all there is
         return math.inf
     try:
-        return float(array_stats.psislw(-log_w.numpy())[1])  # it takes log-likelihoods: 1 / w
+        with np.errstate(divide="ignore", invalid="ignore"):  # weights that tie at the cut-off
+            return float(array_stats.psislw(-log_w.numpy())[1])  # it takes log-likelihoods: 1 / w
     except ValueError:  # the whole tail is one value, as where a latent has few of them
         return -math.inf

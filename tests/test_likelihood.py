@@ -39,3 +39,10 @@ def test_one_weight_that_rules_all_is_worth_one_draw():
     assert out.ess.item() == pytest.approx(1.0)
     assert out.value.item() == pytest.approx(50 - math.log(1000))
     assert out.khat.item() == math.inf
+
+
+def test_weights_that_tie_at_the_cut_off_are_no_warning():
+    """Nearly equal weights of float32 have few distinct values."""
+    log_w = -120.0 + 1e-5 * torch.randn(1000, 5, generator=torch.Generator().manual_seed(0)).float()
+    khat = pareto_khat(log_w.float().double())
+    assert not (khat > 0.7).any()
