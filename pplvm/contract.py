@@ -40,6 +40,16 @@ def check(model: Callable, guide: Callable | None, *data: Tensor) -> None:
             raise ValueError(traces.mismatch(latents, drawn))
         for name in sorted(latents):
             _check_pair(p[name], q[name])
+        try:
+            with torch.no_grad():
+                z = traces.draw(model, guide, *data, moving=False)
+                traces.weigh(model, guide, z, *data, per_datum=False)
+        except RuntimeError as error:  # such as two dtypes that do not mix
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(
+                f"the model cannot run at the draws of the guide: {reason}; let both have "
+                "parameters of one dtype, and latents of one shape."
+            ) from error
 
 
 def explain(
