@@ -152,7 +152,7 @@ class Batches:
                         check_data(batch, f"batch {i} of the DataLoader")
                     yield tuple(self.convert(x) for x in batch)
             return
-        generator = torch.Generator().manual_seed(_mix(self.seed, epoch))
+        generator = torch.Generator().manual_seed(mix(self.seed, epoch))
         for rows in torch.randperm(self.size, generator=generator).split(self.batch_size)[skip:]:
             rows = rows.sort().values  # neighbours on disk are read together
             yield tuple(
@@ -163,16 +163,16 @@ class Batches:
     def _loaded(self, epoch: int) -> Iterator:
         """Iterates the loader, each batch under a seed of its own whatever came before."""
         if self.data.generator is not None:
-            self.data.generator.manual_seed(_mix(self.seed, epoch))
+            self.data.generator.manual_seed(mix(self.seed, epoch))
         batches = None
         for i in range(self.per_epoch):
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(_mix(self.seed, epoch, i))
+                torch.manual_seed(mix(self.seed, epoch, i))
                 batches = batches or iter(self.data)
                 batch = next(batches)
             yield batch
 
 
-def _mix(*numbers: int) -> int:
+def mix(*numbers: int) -> int:
     """Maps a seed and what it is for to a seed."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -51,7 +51,7 @@ def mixing(draws: Draws) -> Mixing:
 
 def flatten(draws: Draws, names: Sequence[str] | None = None) -> Tensor:
     """Returns the draws of these sites side by side, (C, S, scalars)."""
-    parts = [draws[name] for name in names or draws.values]
+    parts = [draws[name].cpu() for name in names or draws.values]
     return torch.cat([value.reshape(*value.shape[:2], -1) for value in parts], dim=-1)
 
 

@@ -10,6 +10,7 @@ from arviz_base import dict_to_dataset
 from torch import Tensor
 
 from pplvm import traces
+from pplvm.batches import mix
 from pplvm.traces import DATA, Site
 
 # Draws are replayed through the model in parts of at most this many numbers a site.
@@ -82,13 +83,13 @@ class Draws:
 
         observed = self._observed()
         with torch.random.fork_rng():
-            torch.manual_seed(seed)
+            torch.manual_seed(mix(seed, 1))  # not the noise that made the latents
             return self._replay(part)
 
     def prior_predict(self, num_draws: int = 100, seed: int = 0) -> tuple[dict, dict]:
         """Draws latents and data from the model alone, (1, S, …) each."""
         with torch.random.fork_rng():
-            torch.manual_seed(seed)
+            torch.manual_seed(mix(seed, 2))
             dreams = [traces.run(self.model, *self.data, dream=True) for _ in range(num_draws)]
         latents, observed = (
             {name: torch.stack([d[name].value for d in dreams])[None] for name in names}
