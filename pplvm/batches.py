@@ -6,7 +6,7 @@ from numbers import Integral
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from pplvm.parameters import module_of
 
@@ -124,6 +124,8 @@ class Batches:
         if isinstance(data, DataLoader):
             if batch_size is not None:
                 raise ValueError("'batch_size' is the DataLoader's affair here: set it there.")
+            if isinstance(data.dataset, IterableDataset):
+                raise ValueError("the DataLoader has no length: give a dataset that has one.")
             self.size, self.per_epoch = len(data.dataset), len(data)
             self.batch_size = data.batch_size or self.size
             if self.size == 0:

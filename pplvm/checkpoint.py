@@ -17,6 +17,19 @@ from torch import Tensor
 FORMAT = "pplvm-1"
 
 
+def check_writable(path: str | Path) -> None:
+    """Raises a ``ValueError`` if nothing can be written beside a path: better now than later."""
+    beside = Path(path).with_name(Path(path).name + ".part")
+    try:
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        beside.open("wb").close()
+        beside.unlink()
+    except OSError as error:
+        raise ValueError(
+            f"cannot write '{path}': {error.strerror}; choose another path."
+        ) from error
+
+
 def write(path: str | Path, state: Any) -> None:
     """Writes a state of dicts, lists, tuples, tensors and plain values, all of it or nothing.
 

@@ -1,12 +1,15 @@
 """The command line: the same jobs for shipped stories and for a user's own file."""
 
+import functools
 import importlib.util
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated
 
+import cloudpickle
 import numpy as np
 import torch
 import typer
@@ -16,6 +19,7 @@ import pplvm
 from pplvm import datasets
 from pplvm.batches import Array
 from pplvm.catalog import STORIES
+from pplvm.checkpoint import check_writable
 from pplvm.naming import nearest
 from pplvm.reading import read
 from pplvm.study import METHODS, OBJECTIVES, freeze, study, tensors
@@ -101,10 +105,11 @@ def fit_(
     """Learn a model and a guide."""
     job = _Job(story, guide, data, columns, standardise, drop_missing, latent_dim, seed)
     chosen = nearest(objective, OBJECTIVES, "objective")
+    _check_out(save)
     fit = pplvm.fit(
         job.model, job.guide(job.data), *job.data, objective=chosen,
         num_steps=num_steps or job.num_steps, batch_size=batch_size or job.batch_size,
-        lr=lr or job.lr, seed=seed, device=device, checkpoint=checkpoint, resume=resume,
+        lr=job.lr if lr is None else lr, seed=seed, device=device, checkpoint=checkpoint, resume=resume,
     )  # fmt: skip
     if save is not None:
         fit.save(save)
@@ -136,6 +141,7 @@ def sample(
 ) -> None:  # fmt: skip
     """Draw the latents: from a saved fit's guide, or by NUTS at the model's parameters."""
     job = _Job(story, guide, data, columns, standardise, drop_missing, latent_dim, seed)
+    _check_out(out)
     if fit is not None:
         loaded = pplvm.load(fit, job.model, job.guide(job.data), *job.data)
         draws = loaded.draws(num_draws=num_samples, seed=seed)
@@ -161,11 +167,12 @@ def compare(
 ) -> None:  # fmt: skip
     """Ask every method about the same latents at the same parameters, and print one table."""
     job = _Job(story, guide, data, columns, standardise, drop_missing, latent_dim, seed)
+    _check_out(report)
     answers = study(
         job.model, job.guides, *job.data,
-        methods=methods.split(",") if methods else job.methods, num_compared=num_compared,
+        methods=job.methods if methods is None else methods.split(","), num_compared=num_compared,
         num_steps=num_steps or job.num_steps, batch_size=batch_size or job.batch_size,
-        lr=lr or job.lr, num_warmup=num_warmup, num_samples=num_samples, seed=seed,
+        lr=job.lr if lr is None else lr, num_warmup=num_warmup, num_samples=num_samples, seed=seed,
         announce=_announce,
     )  # fmt: skip
     table = pplvm.compare(answers, seed=seed)
@@ -203,7 +210,7 @@ def main() -> None:
     try:
         sys.exit(app(standalone_mode=False) or 0)
     except ValueError as error:
-        print(f"pplvm: {error}", file=sys.stderr)
+        print(f"pplvm: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except typer.TyperException as error:
         print(f"pplvm: {' '.join(error.format_message().split())}", file=sys.stderr)
@@ -240,6 +247,10 @@ class _Job:
             )
         else:
             L = latent_dim or entry.latent_dim
+            self.data = tuple(  # numbers of any kind, as counts in a table, are measurements here
+                x.astype(np.float32) if isinstance(x, np.ndarray) and x.dtype.kind != "f" else x
+                for x in self.data
+            )
             self.model = self._built(story, entry.model, self.data, L)
             self.guides = {
                 name: lambda data, build=build: self._built(story, build, data, L)
@@ -271,27 +282,44 @@ def _data(
 ) -> tuple[Array, ...]:
     """Returns tensors of a named set, arrays of a file: a .npy stays on the disk."""
     if "." not in name and "/" not in name:
+        if columns or standardise or drop_missing:
+            raise ValueError(
+                f"'--columns', '--standardise' and '--drop-missing' are for files, not for '{name}'."
+            )
         return datasets.named(name)
     return read(name, columns, standardise=standardise, drop_missing=drop_missing)
 
 
 def _program(where: str, role: str) -> Callable:
-    """Loads ``file.py:name`` and returns the function or module instance of that name."""
+    """Returns the function or module instance that ``file.py:name`` names."""
     path, _, name = where.rpartition(":") if ":" in where else (where, ":", role)
-    if not Path(path).is_file():
-        raise ValueError(f"no file at '{path}': write file.py:{role} with the path of your {role}.")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    if not Path(path).is_file() or not path.endswith(".py"):
+        raise ValueError(f"no Python file at '{path}': write file.py:{role}, your {role}'s path.")
+    programs = vars(_imported(str(Path(path).resolve())))
+    programs = {k: v for k, v in programs.items() if callable(v) and not k.startswith("_")}
+    program = nearest(name, programs, f"{role} in '{path}'")
+    try:
+        return program() if isinstance(program, type) else program
+    except TypeError as error:
+        raise ValueError(
+            f"'{name}' in '{path}' cannot be made without arguments ({error}): write "
+            f"{role} = {name}(…) in the file and name that."
+        ) from error
+
+
+@functools.cache  # a model and a guide of one file share what the file makes
+def _imported(path: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"pplvm_user_{Path(path).stem}", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
+    cloudpickle.register_pickle_by_value(module)  # chains in other processes cannot import it
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(
             f"'{path}' fails when imported: {type(error).__name__}: {error}."
         ) from error
-    programs = {k: v for k, v in vars(module).items() if callable(v) and not k.startswith("_")}
-    program = nearest(name, programs, f"{role} in '{path}'")
-    return program() if isinstance(program, type) else program
+    return module
 
 
 def _write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
@@ -304,6 +332,11 @@ def _write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
         raise ValueError(
             f"cannot write '{path}': {error.strerror}; choose another path."
         ) from error
+
+
+def _check_out(path: Path | None) -> None:
+    if path is not None:
+        check_writable(path)
 
 
 def _announce(line: str) -> None:

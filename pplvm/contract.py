@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pplvm import traces
 from pplvm.objectives import elbo
-from pplvm.parameters import Scope
+from pplvm.parameters import Scope, modules
 from pplvm.traces import DATA, Site, distribution_name
 
 
@@ -25,6 +25,7 @@ def check(model: Callable, guide: Callable | None, *data: Tensor) -> None:
     with torch.random.fork_rng(devices=[]), pyro.validation_enabled(True):
         p = _run("model", model, *data)
         _check_plates("model", p, *data)
+        _check_subsampling("model", model, *data)
         for site in p.values():
             if site.kind == "observed":
                 traces.check_support(site.name, site.fn, site.value)
@@ -32,6 +33,7 @@ def check(model: Callable, guide: Callable | None, *data: Tensor) -> None:
             return
         q = _run("guide", guide, *data)
         _check_plates("guide", q, *data)
+        _check_subsampling("guide", guide, *data)
         latents = {s.name for s in p.values() if s.kind == "latent"}
         drawn = {
             s.name for s in q.values() if not s.infer.get("is_auxiliary") and s.kind == "latent"
@@ -50,6 +52,21 @@ def check(model: Callable, guide: Callable | None, *data: Tensor) -> None:
                 f"the model cannot run at the draws of the guide: {reason}; let both have "
                 "parameters of one dtype, and latents of one shape."
             ) from error
+
+
+def bind(
+    model: Callable, guide: Callable | None, *data: Tensor
+) -> tuple[Callable, Callable | None]:
+    """Checks both programs and returns them with the parameters that they have now.
+
+    Those come from the active parameter store; what the programs declare here for the first
+    time stays out of it.
+    """
+    scope = Scope(0, pyro.get_param_store().get_state())
+    with scope.parameters():
+        check(model, guide, *data)
+    owned = modules(model, guide)
+    return scope.bind(model, owned), None if guide is None else scope.bind(guide, owned)
 
 
 def explain(
@@ -134,6 +151,18 @@ def _run(role: str, program: Callable, *data: Tensor) -> dict[str, Site]:
         shapes = ", ".join(f"{tuple(x.shape)} {x.dtype}".replace("torch.", "") for x in data)
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"the {role} cannot run on data of shape {shapes}: {reason}.") from error
+    except (TypeError, IndexError) as error:  # such as arguments too many, or a column too far
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"the {role} cannot run on {len(data)} arguments: {reason}.") from error
+
+
+def _check_subsampling(role: str, program: Callable, *data: Tensor) -> None:
+    name = traces.subsampled(program, *data)
+    if name is not None:
+        raise ValueError(
+            f"plate 'data' of the {role} is subsampled at site '{name}': leave sizes out, "
+            "plate('data', len(x), dim=-1), and give fit a batch_size, which scales for you."
+        )
 
 
 def _check_plates(role: str, sites: dict[str, Site], *data: Tensor) -> None:

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from pplvm import traces
 from pplvm.batches import as_tensor, check_data, floating_dtype
-from pplvm.contract import check
+from pplvm.contract import bind
 from pplvm.draws import Draws
 from pplvm.parameters import module_of
 from pplvm.traces import Site, distribution_name
@@ -68,7 +68,8 @@ class Exact:
         dtype = (
             self.data[0].dtype if self.data[0].is_floating_point() else torch.get_default_dtype()
         )
-        parts = [_unflatten(row, sites) for row in u.to(dtype)]
+        per_datum = traces.factorises(self.model, data=self.data)
+        parts = [_unflatten(row, sites, per_datum) for row in u.to(dtype)]
         return Draws(
             values={name: torch.stack([part[name] for part in parts])[None] for name in sites},
             plates={name: tuple(n for n, _, _ in site.plates) for name, site in sites.items()},
@@ -90,27 +91,34 @@ def exact(model: Callable, *data: Tensor) -> Exact:
     """
     start = time.perf_counter()
     check_data(data)
-    data = tuple(as_tensor(x, floating_dtype(model), torch.device("cpu")) for x in data)
-    check(model, None, *data)
-    if module_of(model) is None:
-        found = _solve(model, *data)
-    else:  # float32 would cost half the digits
+    given = tuple(as_tensor(x, floating_dtype(model), torch.device("cpu")) for x in data)
+    model, _ = bind(model, None, *given)
+    double = tuple(as_tensor(x, torch.float64, torch.device("cpu")) for x in data)
+    if module_of(model) is not None:  # float32 would cost half the digits
         doubled = copy.deepcopy(model)
         module_of(doubled).double()
         with _double_by_default():
-            found = _solve(doubled, *(x.double() if x.is_floating_point() else x for x in data))
-    return replace(found, model=model, data=data, seconds=time.perf_counter() - start)
+            found = _solve(doubled, *double)
+    else:
+        try:
+            with _double_by_default():
+                found = _solve(model, *double)
+        except RuntimeError:  # it holds tensors of float32 that do not mix with others
+            found = _solve(model, *given)
+    return replace(found, model=model, data=given, seconds=time.perf_counter() - start)
 
 
 def _solve(model: Callable, *data: Tensor) -> Exact:
     sites = _latents(model, *data)
-    per_datum = all(traces.in_data_plate(site) for site in sites.values())
+    per_datum = traces.factorises(model, data=data)
 
     def log_joint(u: Tensor) -> Tensor:  # (N, L) -> (N,)
-        values = _unflatten(u, sites)
+        values = _unflatten(u, sites, per_datum)
         return traces.log_joint(model, values, *data, per_datum=per_datum).reshape(-1)
 
-    zero = _flatten({name: torch.zeros_like(site.value) for name, site in sites.items()}, sites)
+    zero = _flatten(
+        {name: torch.zeros_like(site.value) for name, site in sites.items()}, sites, per_datum
+    )
     if zero.shape[1] > _MOST:
         raise ValueError(
             f"the latents have {zero.shape[1]} dims together, and exact is dense in them (at most "
@@ -119,7 +127,7 @@ def _solve(model: Callable, *data: Tensor) -> Exact:
     c, h, precision = _coefficients(log_joint, zero)
     factor, failed = torch.linalg.cholesky_ex(precision)
     if failed.any():
-        _blame(model, zero, sites, *data)
+        _blame(model, zero, sites, per_datum, *data)
         raise ValueError(
             f"the latents {sorted(sites)} have no Gaussian posterior: their precision is singular, so "
             "check that every one of them has a proper prior."
@@ -128,7 +136,7 @@ def _solve(model: Callable, *data: Tensor) -> Exact:
     covariance = torch.cholesky_inverse(factor)
     sd = covariance.diagonal(dim1=-2, dim2=-1).sqrt()  # (N, L)
     if not _is_quadratic(log_joint, c, h, precision, mean, sd):
-        _blame(model, mean, sites, *data)
+        _blame(model, mean, sites, per_datum, *data)
         raise ValueError(
             "the joint log-density is not quadratic in the latents, or float32 is too coarse to "
             "tell: use float64, or nuts."
@@ -137,8 +145,8 @@ def _solve(model: Callable, *data: Tensor) -> Exact:
     L = mean.shape[1]
     return Exact(
         log_marginal=c + 0.5 * (h * mean).sum(-1) + 0.5 * L * math.log(2 * math.pi) - half_log_det,
-        mean=_unflatten(mean, sites),
-        sd=_unflatten(sd, sites),
+        mean=_unflatten(mean, sites, per_datum),
+        sd=_unflatten(sd, sites, per_datum),
         location=mean.double(),
         scale_tril=torch.linalg.cholesky(covariance.double()),
         model=model,
@@ -174,33 +182,30 @@ def _latents(model: Callable, *data: Tensor) -> dict[str, Site]:
     return sites
 
 
-def _data_axis(site: Site) -> int | None:
-    names = [name for name, _, _ in site.plates]
-    return names.index(traces.DATA) if traces.DATA in names else None
+def _data_axis(site: Site) -> int:
+    return [name for name, _, _ in site.plates].index(traces.DATA)
 
 
-def _flatten(values: dict[str, Tensor], sites: dict[str, Site]) -> Tensor:
-    """Lays the values of all sites side by side, (N, L), or (1, L) unless each is a datum's own."""
-    axes = {name: _data_axis(site) for name, site in sites.items()}
-    if None in axes.values():
+def _flatten(values: dict[str, Tensor], sites: dict[str, Site], per_datum: bool) -> Tensor:
+    """Lays the values of all sites side by side, (N, L), or (1, L) for the data as a whole."""
+    if not per_datum:
         return torch.cat([values[name].reshape(1, -1) for name in sites], dim=1)
-    rows = (values[name].movedim(axes[name], 0) for name in sites)  # (N, …)
+    rows = (values[name].movedim(_data_axis(sites[name]), 0) for name in sites)  # (N, …)
     return torch.cat([row.reshape(len(row), -1) for row in rows], dim=1)
 
 
-def _unflatten(u: Tensor, sites: dict[str, Site]) -> dict[str, Tensor]:
+def _unflatten(u: Tensor, sites: dict[str, Site], per_datum: bool) -> dict[str, Tensor]:
     """Undoes :func:`_flatten`."""
-    axes = {name: _data_axis(site) for name, site in sites.items()}
-    local = None not in axes.values()
-    shapes = {
-        n: s.value.movedim(axes[n], 0).shape if local else s.value.shape for n, s in sites.items()
+    if not per_datum:
+        shapes = {name: site.value.shape for name, site in sites.items()}
+        parts = u.split([shape.numel() for shape in shapes.values()], dim=1)
+        return {n: part.reshape(shapes[n]) for n, part in zip(sites, parts, strict=True)}
+    shapes = {n: site.value.movedim(_data_axis(site), 0).shape for n, site in sites.items()}
+    parts = u.split([math.prod(shape[1:]) for shape in shapes.values()], dim=1)
+    return {
+        n: part.reshape(shapes[n]).movedim(0, _data_axis(sites[n]))
+        for n, part in zip(sites, parts, strict=True)
     }
-    sizes = [math.prod(shape[1:]) if local else math.prod(shape) for shape in shapes.values()]
-    out = {}
-    for name, part in zip(sites, u.split(sizes, dim=1), strict=True):
-        value = part.reshape(shapes[name])
-        out[name] = value.movedim(0, axes[name]) if local else value
-    return out
 
 
 def _coefficients(log_joint: Callable, zero: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -236,12 +241,16 @@ def _is_quadratic(log_joint: Callable, c, h, precision, mean, sd) -> bool:
     return True
 
 
-def _blame(model: Callable, start: Tensor, sites: dict[str, Site], *data: Tensor) -> None:
+def _blame(
+    model: Callable, start: Tensor, sites: dict[str, Site], per_datum: bool, *data: Tensor
+) -> None:
     """Raises a ``ValueError`` that names the first site whose own density is not quadratic."""
     random = torch.Generator().manual_seed(0)
     step = torch.randn(start.shape, generator=random, dtype=start.dtype)
     line = [
-        traces.site_log_probs(model, _unflatten(start.nan_to_num() + t * step, sites), *data)
+        traces.site_log_probs(
+            model, _unflatten(start.nan_to_num() + t * step, sites, per_datum), *data
+        )
         for t in (0.0, 1.0, 2.0, 3.0)
     ]
     tolerance = 1e-6 if start.dtype == torch.float64 else 1e-3

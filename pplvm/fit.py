@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from pplvm import checkpoint as files
-from pplvm import traces
+from pplvm import objectives, traces
 from pplvm.batches import (
     Array,
     Batches,
@@ -27,7 +27,7 @@ from pplvm.batches import (
     floating_dtype,
     resolve_device,
 )
-from pplvm.contract import objective_name
+from pplvm.contract import check, objective_name
 from pplvm.draws import Draws
 from pplvm.likelihood import LogMarginal, log_marginal
 from pplvm.loop import HeldOut, Saver, read_fit, train
@@ -107,11 +107,14 @@ class Fit:
         files.write(path, {"settings": dict(self.settings), "run": state})
 
     def _data(self, data: tuple[Array, ...]) -> tuple[Tensor, ...]:
-        data = data or self.data
+        other, data = bool(data), data or self.data
         if not data:
             raise ValueError("this fit keeps no data of its own: give the data as arguments.")
         check_data(data)
-        return tuple(self.run.batches.convert(x) for x in data)
+        data = tuple(self.run.batches.convert(x) for x in data)
+        if other:  # of which a guide with parameters for each datum knows nothing
+            check(self.model, self.guide, *data)
+        return data
 
 
 def fit(
@@ -184,6 +187,15 @@ def fit(
         )
     place = resolve_device(device)
     objective = from_pyro(objective) if isinstance(objective, ELBO) else objective
+    if not callable(objective) or isinstance(objective, type):
+        raise ValueError(
+            f"'objective' should be a function of pplvm.objectives or an ELBO object, got {objective!r}."
+        )
+    for role, program in (("model", model), ("guide", guide)):
+        if isinstance(program, type) or not (
+            callable(program) or (program is None and role == "guide")
+        ):
+            raise ValueError(f"'{role}' should be a function or a module, got {program!r}.")
     _check_schedule(objective, kl_schedule)
     convert = partial(as_tensor, dtype=floating_dtype(model, guide), device=place)
     loaded = len(data) == 1 and isinstance(data[0], DataLoader)
@@ -199,19 +211,25 @@ def fit(
         scheduler=scheduler, clip_norm=clip_norm, kl_schedule=kl_schedule, device=place, seed=seed,
     )  # fmt: skip
     settings = {
-        "method": objective_name(objective), "seed": seed, "num_data": batches.size,
+        "method": objective_name(objective), "objective": _description(objective),
+        "seed": seed, "num_data": batches.size,
         "batch_size": batches.batch_size, "optimizer": type(run.optimizer).__name__,
         "lr": run.optimizer.param_groups[0]["lr"], "clip_norm": clip_norm, "device": str(place),
     }  # fmt: skip
     held_out = None
     if validation is not None:
+        validation = validation if isinstance(validation, (tuple, list)) else (validation,)
         check_data(validation, "validation")
         default = batches.per_epoch if batches.per_epoch > 1 else max(1, last // 50)
         held_out = HeldOut(
             Batches(validation, batch_size, seed, convert), validate_every or default, patience
         )
     saver = Saver(checkpoint, checkpoint_every, settings)
+    if checkpoint is not None:
+        files.check_writable(checkpoint)
     with run.scope():
+        if held_out is not None:
+            check(run.model, run.guide, *held_out.batches.first())
         if resume:
             saver.resume(run)
         stopped = train(run, last, held_out, saver, progress)
@@ -222,7 +240,13 @@ def fit(
     return Fit(model, guide, objective, run.history, () if loaded else data, settings, run)
 
 
-def load(path: str | Path, model: Callable, guide: Callable | None, *data: Array) -> Fit:
+def load(
+    path: str | Path,
+    model: Callable,
+    guide: Callable | None,
+    *data: Array,
+    objective: Callable[..., Estimate] | None = None,
+) -> Fit:
     """Opens what :meth:`Fit.save` or a checkpoint wrote; no pickled code is run.
 
     Args:
@@ -230,13 +254,16 @@ def load(path: str | Path, model: Callable, guide: Callable | None, *data: Array
         model: The model that made it, at any parameters.
         guide: The guide likewise.
         data: Their arguments, first axis N.
+        objective: The objective whose bound the fit is to report; by default the one that made
+            it, if that is one of :mod:`pplvm.objectives`.
     """
     state = read_fit(path)
     check_data(data)
+    objective = objective or _remembered(state["settings"])
     convert = partial(as_tensor, dtype=floating_dtype(model, guide), device=torch.device("cpu"))
     batches = Batches(data, None, 0, convert)
     run = Run(
-        model, guide, objective=elbo, batches=batches, optimizer=torch.optim.Adam, scheduler=None,
+        model, guide, objective=objective, batches=batches, optimizer=torch.optim.Adam, scheduler=None,
         clip_norm=None, kl_schedule=None, device=torch.device("cpu"), seed=0,
     )  # fmt: skip
     with run.scope():
@@ -244,7 +271,30 @@ def load(path: str | Path, model: Callable, guide: Callable | None, *data: Array
         run.restore_best()
     run.evaluation_mode()
     model, guide = run.bound()
-    return Fit(model, guide, elbo, run.history, data, state["settings"], run)
+    return Fit(model, guide, objective, run.history, data, state["settings"], run)
+
+
+def _remembered(settings: Mapping[str, Any]) -> Callable[..., Estimate]:
+    """Returns the objective that made a saved fit, or one that says why it cannot be had."""
+    made = settings["objective"]
+    if made["name"] in objectives.__all__:
+        return partial(getattr(objectives, made["name"]), **made["options"])
+
+    def unknown(*_: Any) -> Estimate:
+        raise ValueError(
+            f"this fit was made with the objective '{made['name']}', of which a file keeps only the "
+            "name: load it with objective=."
+        )
+
+    unknown.__name__ = made["name"]
+    return unknown
+
+
+def _description(objective: Callable) -> dict[str, Any]:
+    options = getattr(objective, "keywords", {})
+    name = getattr(getattr(objective, "func", objective), "__name__", type(objective).__name__)
+    plain = {k: v for k, v in options.items() if isinstance(v, (bool, int, float, str))}
+    return {"name": name, "options": plain}
 
 
 def _check_numbers(

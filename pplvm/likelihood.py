@@ -20,7 +20,8 @@ from arviz_stats.base import array_stats
 from torch import Tensor
 
 from pplvm import traces
-from pplvm.batches import check_count
+from pplvm.batches import as_tensor, check_count, check_data, floating_dtype
+from pplvm.contract import bind
 
 
 class LogMarginal(NamedTuple):
@@ -45,12 +46,11 @@ def log_marginal(
         seed: Of the draws.
     """
     check_count("num_particles", num_particles, least=2)
-    per_datum = all(
-        traces.in_data_plate(site)
-        for program in (model, guide)
-        for site in traces.look(program, *data).values()
-        if site.kind == "latent"
-    )
+    check_data(data)
+    dtype, cpu = floating_dtype(model, guide), torch.device("cpu")
+    data = tuple(as_tensor(x, dtype, x.device if isinstance(x, Tensor) else cpu) for x in data)
+    model, guide = bind(model, guide, *data)
+    per_datum = traces.factorises(model, guide, data=data)
     rows = max(1, 20_000_000 // sum(x.numel() for x in data))  # particles in bounded memory
     try:
         traces.check_particles(model, guide, *data)

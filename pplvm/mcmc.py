@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from pplvm import traces
 from pplvm.batches import as_tensor, check_count, check_data, floating_dtype
-from pplvm.contract import check
+from pplvm.contract import bind
 from pplvm.draws import Draws
 from pplvm.parameters import is_portable, module_of
 from pplvm.traces import distribution_name
@@ -59,7 +59,7 @@ def nuts(
     start = time.perf_counter()
     check_data(data)
     data = tuple(as_tensor(x, floating_dtype(model), torch.device("cpu")) for x in data)
-    check(model, None, *data)
+    model, _ = bind(model, None, *data)
     sites = {n: s for n, s in traces.look(model, *data).items() if s.kind == "latent"}
     for name, site in sites.items():
         if site.fn.support.is_discrete:

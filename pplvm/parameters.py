@@ -1,6 +1,9 @@
 """Learned parameters: where they live, and one scope per fit."""
 
+import copy
+import functools
 import gc
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,21 +15,40 @@ from torch import Tensor, nn
 
 # What pyro.module puts between the names of a module and of its parameter.
 _OF_MODULE = "$$$"
+# Where a Program or Bound, a method and a functools.partial keep what they call.
+_INNER = ("program", "__self__", "func")
 
 
 def module_of(program: Callable) -> nn.Module | None:
     """Returns the module that a program is, wraps or is a method of."""
-    program = getattr(program, "program", program)
-    program = getattr(program, "__self__", program)
-    return program if isinstance(program, nn.Module) else None
+    while not isinstance(program, nn.Module):
+        inner = next((getattr(program, name) for name in _INNER if hasattr(program, name)), None)
+        if inner is None:
+            return None
+        program = inner
+    return program
 
 
-def modules(model: Callable, guide: Callable) -> dict[str, nn.Module]:
+def modules(model: Callable, guide: Callable | None) -> dict[str, nn.Module]:
     """Returns the modules among two programs by role, one that both share as the model's."""
     found = {"model": module_of(model), "guide": module_of(guide)}
     if found["guide"] is found["model"]:
         del found["guide"]
     return {role: module for role, module in found.items() if module is not None}
+
+
+def closed_over(program: Callable) -> dict[str, nn.Module]:
+    """Returns the modules that a function holds in its closure or binds as arguments, by name."""
+    if module_of(program) is not None or isinstance(program, Bound):
+        return {}
+    held: dict[str, Any] = {}
+    if isinstance(program, functools.partial):
+        held |= {f"argument {i}": value for i, value in enumerate(program.args)} | program.keywords
+        program = program.func
+    if inspect.isfunction(program):
+        held |= inspect.getclosurevars(program).nonlocals
+        held |= {k: v.default for k, v in inspect.signature(program).parameters.items()}
+    return {name: value for name, value in held.items() if isinstance(value, nn.Module)}
 
 
 def leaves(model: Callable, guide: Callable) -> dict[str, Tensor]:
@@ -54,8 +76,8 @@ class Scope:
     and, inside the scope, in the modules that hold it.
     """
 
-    def __init__(self, seed: int) -> None:
-        self._store: dict = {"params": {}, "constraints": {}}
+    def __init__(self, seed: int, store: dict | None = None) -> None:
+        self._store: dict = store or {"params": {}, "constraints": {}}
         self._twins: list[tuple[dict, str, Tensor]] = []  # (parameters of a module, name, twin)
         self._former: list[tuple[dict, str, Tensor]] = []  # what they were outside
         self.random = _seeded(seed)
@@ -105,7 +127,22 @@ class Scope:
     @property
     def portable(self) -> bool:
         """Whether it can go to another process, where the modules of a function are others."""
-        return not self._twins
+        return not any(_OF_MODULE in name for name in self._store["params"])
+
+    def __deepcopy__(self, memo: dict) -> "Scope":
+        if not self.portable:  # the modules of a function cannot be copied along
+            return self
+        twin = memo[id(self)] = object.__new__(Scope)
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return twin
+
+    def thaw(self, program: Callable) -> Callable:
+        """Takes over the parameters that a program is bound to, so as to learn them further."""
+        while isinstance(program, Bound) and not program.frozen and program.scope.portable:
+            for part in ("params", "constraints"):
+                self._store[part].update(program.scope._store[part])
+            program = program.program
+        return program
 
     def bind(self, program: Callable, owned: dict[str, nn.Module]) -> Callable:
         """Returns a program that finds this scope's parameters wherever it is called.
@@ -138,7 +175,7 @@ class Bound:
     """A program that runs in a scope's parameters."""
 
     def __init__(self, program: Callable, scope: Scope) -> None:
-        self.program, self.scope = program, scope
+        self.program, self.scope, self.frozen = program, scope, False
 
     def __call__(self, *data: Tensor) -> Any:
         """Runs the program."""

@@ -2,6 +2,7 @@
 
 __all__ = ["METHODS", "study"]
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -15,7 +16,7 @@ from pplvm.fit import Fit, fit
 from pplvm.mcmc import nuts
 from pplvm.naming import nearest
 from pplvm.objectives import elbo, iwae, reweighted_wake_sleep, wake_sleep
-from pplvm.parameters import module_of
+from pplvm.parameters import Bound, module_of
 from pplvm.table import Answer
 
 OBJECTIVES = {
@@ -102,11 +103,14 @@ def study(
 
 
 def freeze(learned: Fit) -> Callable:
-    """Returns the model of a fit with its parameters held fixed."""
-    module = module_of(learned.model)
+    """Returns a copy of the model of a fit whose parameters another fit will leave alone."""
+    model = copy.deepcopy(learned.model)
+    module = module_of(model)
     if module is not None:
         module.requires_grad_(False)
-    return learned.model
+    if isinstance(model, Bound):
+        model.frozen = True
+    return model
 
 
 def _learns(model: Callable, *data: Tensor) -> bool:

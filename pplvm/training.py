@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from pplvm import traces
 from pplvm.batches import Batches
 from pplvm.contract import check
-from pplvm.parameters import Scope, leaves, modules
+from pplvm.parameters import Scope, closed_over, leaves, modules
 from pplvm.traces import Program
 from pplvm.types import Estimate
 
@@ -69,6 +69,7 @@ class Run:
         self.objective, self.batches, self.device = objective, batches, device
         self.clip_norm, self.kl_schedule = clip_norm, kl_schedule
         self.scope = Scope(seed)
+        self.model, self.guide = (self.scope.thaw(f) for f in (self.model, self.guide))
         with self.scope():
             first = batches.first()
             check(self.model, self.guide, *first)  # and so creates what pyro.param declares
@@ -77,6 +78,8 @@ class Run:
             self._nesting = traces.nesting(self.model, self.guide, *first)
             self.scope.adopt(modules(self.model, self.guide))
             self.parameters = leaves(self.model, self.guide)
+            _check_minibatches(self.model, batches, *first)
+            _check_closures(self.model, self.guide, self.parameters)
         if not self.parameters:
             raise ValueError(
                 "neither model nor guide has a parameter to learn: use nn.Parameter or pyro.param, "
@@ -108,6 +111,8 @@ class Run:
         try:
             estimate = self.estimate(*batch)
             bound = estimate.bound.mean().item()
+            if not math.isfinite(estimate.loss.item()):
+                bound = math.nan
         except traces.SupportError:  # the data's fault
             raise
         except ValueError as error:  # Pyro's own word on NaN parameters names no step
@@ -211,6 +216,15 @@ class Run:
 
     # ---- the whole state, for checkpoints ----
 
+    def _frozen(self) -> dict[str, Tensor]:
+        """Returns the parameters of modules that are not learned."""
+        return {
+            f"{role}.{name}": p
+            for role, module in modules(self.model, self.guide).items()
+            for name, p in module.named_parameters()
+            if not p.requires_grad
+        }
+
     def state(self) -> dict:
         """Returns everything that the next step depends on."""
         buffers = {
@@ -220,6 +234,7 @@ class Run:
         }
         return {
             "parameters": dict(self.parameters),
+            "frozen": self._frozen(),
             "buffers": buffers,
             "best": self.best,
             "best_step": self.best_step,
@@ -250,9 +265,35 @@ class Run:
                         f"{tuple(b.shape)}; give the model and guide that made it."
                     )
                 b.copy_(saved)
+        _load(self._frozen(), state["frozen"])
         self.best, self.best_step = state["best"], state["best_step"]
         self.step_count = state["step"]
         self.history = History(**state["history"])
+
+
+def _check_minibatches(model: Callable, batches: Batches, *data: Tensor) -> None:
+    if batches.per_epoch == 1:
+        return
+    for site in traces.look(model, *data).values():
+        if site.kind == "observed" and not traces.in_data_plate(site):
+            raise ValueError(
+                f"site '{site.name}' is observed outside plate 'data' (it is in "
+                f"{[name for name, _, _ in site.plates]}), so minibatches cannot be scaled: observe it "
+                "inside plate('data', len(x), dim=-1), or leave out 'batch_size'."
+            )
+
+
+def _check_closures(model: Callable, guide: Callable, learned: dict[str, Tensor]) -> None:
+    """Raises a ``ValueError`` if a function holds a module whose parameters nobody would learn."""
+    known = {id(p) for p in learned.values()}
+    for role, program in (("model", model), ("guide", guide)):
+        for name, module in closed_over(program).items():
+            if any(p.requires_grad and id(p) not in known for p in module.parameters()):
+                raise ValueError(
+                    f"the {role} uses the module '{name}' without a word to Pyro, so that it would not "
+                    f"be learned: call pyro.module('{name}', {name}) in it, pass the module itself, or "
+                    "call its requires_grad_(False)."
+                )
 
 
 def _num_particles(objective: Callable) -> int:

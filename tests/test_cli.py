@@ -136,7 +136,7 @@ BAD = {
         ("compare", "vae", "--methods", "exact", "--num-steps", "5"),
         "linear-Gaussian",
     ),
-    "unwritable": (("sample", "vae", "--fit", "no.st", "--out", "/proc/z.npz"), "no.st"),
+    "unwritable": (("sample", "vae", "--fit", "no.st", "--out", "/proc/z.npz"), "/proc/z.npz"),
 }
 
 

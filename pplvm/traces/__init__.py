@@ -34,10 +34,12 @@ from pplvm.traces.sites import (
     closed_kl,
     declares_parameters,
     distribution_name,
+    factorises,
     in_data_plate,
     look,
     nesting,
     run,
+    subsampled,
 )
 
 __all__ = [
@@ -56,6 +58,7 @@ __all__ = [
     "draw",
     "dream",
     "elbo_terms",
+    "factorises",
     "first_non_finite",
     "in_data_plate",
     "log_joint",
@@ -67,5 +70,6 @@ __all__ = [
     "replay",
     "run",
     "site_log_probs",
+    "subsampled",
     "weigh",
 ]

@@ -11,6 +11,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
+from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 
 from pplvm.traces.sites import (
@@ -101,7 +102,7 @@ def weigh(
     )
     if (log_p.local is None and log_q.local is None) or not per_datum:
         return Scores(*(part.whole()[:, None] for part in (log_p, log_q)))
-    for name, site in samples(q_trace):
+    for name, site in (*samples(q_trace), *samples(p_trace)):
         if not in_data_plate(site):
             raise ValueError(
                 f"site '{name}' is shared by the data, but this objective weighs each datum alone: "
@@ -154,8 +155,30 @@ def dream(model: Callable, guide: Callable, *data: Tensor) -> Tensor:
             f"the model returned {type(x[0]).__name__}, not the tensors it observes: a dream "
             "takes the place of the data, so end the model with 'return x'."
         )
+    if is_validation_enabled():
+        _check_dream(model, guide, *data)
     z = Latents(trace, 1, nullcontext(), moving=False)
     return weigh(model, guide, z, *x, *data[len(x) :]).log_q.squeeze(0)
+
+
+def _check_dream(model: Callable, guide: Callable, *data: Tensor) -> None:
+    """Raises a ``ValueError`` unless the model returns its data and the guide has a density."""
+    with torch.no_grad(), torch.random.fork_rng():
+        x = poutine.trace(model).get_trace(*data).nodes["_RETURN"]["value"]
+        drawn = poutine.trace(guide).get_trace(*data)
+    x = x if isinstance(x, tuple) else (x,)
+    for i, value in enumerate(x):
+        if i >= len(data) or value.shape != data[i].shape or not torch.equal(value, data[i]):
+            raise ValueError(
+                f"the model returns something other than its argument {i}, whose place a dream is to "
+                "take: end the model with 'return x', what it observes, and let that come first."
+            )
+    for name, site in samples(drawn):
+        if site["infer"].get("is_auxiliary"):
+            raise ValueError(
+                f"site '{name}' of the guide is auxiliary, but the sleep phase needs log q(z | x): "
+                "write a guide that samples the latents themselves, or use phi='wake'."
+            )
 
 
 def first_non_finite(model: Callable, guide: Callable, *data: Tensor) -> str | None:

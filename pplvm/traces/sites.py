@@ -78,6 +78,23 @@ def in_data_plate(site: dict | Site) -> bool:
     return any(frame.name == DATA for frame in site["cond_indep_stack"])
 
 
+def factorises(*programs: Callable, data: tuple[Tensor, ...]) -> bool:
+    """Whether the programs have a density for each datum alone, with nothing that data share."""
+    sites = [site for program in programs for site in look(program, *data).values()]
+    return all(in_data_plate(site) for site in sites if site.kind != "deterministic")
+
+
+def subsampled(program: Callable, *data: Tensor) -> str | None:
+    """Returns a site for which the plate of the data is larger than its batch, if any."""
+    with torch.no_grad(), torch.random.fork_rng():
+        trace = poutine.trace(program).get_trace(*data)
+    for name, site in samples(trace):
+        for frame in site["cond_indep_stack"]:
+            if frame.name == DATA and frame.full_size not in (None, frame.size):
+                return name
+    return None
+
+
 def distribution_name(fn: Any) -> str:
     """Returns the name of a distribution, without the wrappers around it."""
     while type(fn).__name__ in ("Independent", "ExpandedDistribution", "MaskedDistribution"):
