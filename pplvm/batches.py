@@ -53,6 +53,12 @@ def check_count(name: str, value: int, least: int = 1) -> None:
         raise ValueError(f"'{name}' should be at least {least} and whole, got {value!r}.")
 
 
+def as_tensors(data: Sequence[Array], *programs: Callable) -> tuple[Tensor, ...]:
+    """Returns data as tensors where they are, floating ones in the dtype of the programs."""
+    dtype, cpu = floating_dtype(*programs), torch.device("cpu")
+    return tuple(as_tensor(x, dtype, x.device if isinstance(x, Tensor) else cpu) for x in data)
+
+
 def check_data(data: Sequence[Array], what: str = "data") -> int:
     """Returns N, or raises a ``ValueError`` that names the argument at fault.
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pplvm import traces
+from pplvm.batches import as_tensors, check_data
 from pplvm.objectives import elbo
 from pplvm.parameters import Scope, modules
 from pplvm.traces import DATA, Site, distribution_name
@@ -24,16 +25,16 @@ def check(model: Callable, guide: Callable | None, *data: Tensor) -> None:
     """
     with torch.random.fork_rng(devices=[]), pyro.validation_enabled(True):
         p = _run("model", model, *data)
+        _check_use_of_plate("model", model, *data)
         _check_plates("model", p, *data)
-        _check_subsampling("model", model, *data)
         for site in p.values():
             if site.kind == "observed":
                 traces.check_support(site.name, site.fn, site.value)
         if guide is None:
             return
         q = _run("guide", guide, *data)
+        _check_use_of_plate("guide", guide, *data)
         _check_plates("guide", q, *data)
-        _check_subsampling("guide", guide, *data)
         latents = {s.name for s in p.values() if s.kind == "latent"}
         drawn = {
             s.name for s in q.values() if not s.infer.get("is_auxiliary") and s.kind == "latent"
@@ -80,6 +81,8 @@ def explain(
         data: The arguments of both, first axis N.
         objective: The objective whose estimators are meant.
     """
+    check_data(data)
+    data = as_tensors(data, model, guide)
     with Scope(0).parameters():  # what pyro.param declares here is forgotten again
         check(model, guide, *data)
         rows = site_table(model, guide, *data, objective=objective)
@@ -156,12 +159,12 @@ def _run(role: str, program: Callable, *data: Tensor) -> dict[str, Site]:
         raise ValueError(f"the {role} cannot run on {len(data)} arguments: {reason}.") from error
 
 
-def _check_subsampling(role: str, program: Callable, *data: Tensor) -> None:
-    name = traces.subsampled(program, *data)
-    if name is not None:
+def _check_use_of_plate(role: str, program: Callable, *data: Tensor) -> None:
+    misused = traces.misused_plate(program, *data)
+    if misused is not None:
         raise ValueError(
-            f"plate 'data' of the {role} is subsampled at site '{name}': leave sizes out, "
-            "plate('data', len(x), dim=-1), and give fit a batch_size, which scales for you."
+            f"plate 'data' of the {role} is {misused[1]} at site '{misused[0]}': write with "
+            "pyro.plate('data', len(x), dim=-1), and give fit a batch_size, which scales for you."
         )
 
 

@@ -305,7 +305,8 @@ def _check_numbers(
         if value is not None:
             check_count(name, value)
     for name, value in rates.items():
-        if value is not None and not 0 < value < math.inf:
+        number = value is None or isinstance(value, (int, float))
+        if not number or (value is not None and not 0 < value < math.inf):
             raise ValueError(f"'{name}' should be above 0 and finite, got {value}.")
 
 

@@ -20,7 +20,7 @@ from arviz_stats.base import array_stats
 from torch import Tensor
 
 from pplvm import traces
-from pplvm.batches import as_tensor, check_count, check_data, floating_dtype
+from pplvm.batches import as_tensors, check_count, check_data
 from pplvm.contract import bind
 
 
@@ -47,8 +47,7 @@ def log_marginal(
     """
     check_count("num_particles", num_particles, least=2)
     check_data(data)
-    dtype, cpu = floating_dtype(model, guide), torch.device("cpu")
-    data = tuple(as_tensor(x, dtype, x.device if isinstance(x, Tensor) else cpu) for x in data)
+    data = as_tensors(data, model, guide)
     model, guide = bind(model, guide, *data)
     per_datum = traces.factorises(model, guide, data=data)
     rows = max(1, 20_000_000 // sum(x.numel() for x in data))  # particles in bounded memory

@@ -128,6 +128,12 @@ def subsampled(x):
         return pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
 
 
+def looped(x):
+    for i in pyro.plate("data", len(x)):
+        pyro.sample(f"z_{i}", dist.Normal(0.0, 1.0))
+    return x
+
+
 def returns_z(x):
     with pyro.plate("data", len(x), dim=-1):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -153,7 +159,15 @@ REFUSED = {
     ),
     "Pyro's own subsampling": (
         lambda x: pplvm.fit(subsampled, None, x, batch_size=5, num_steps=2),
-        ["'x'", "subsampled", "leave sizes out"],
+        ["'x'", "subsampled", "len(x)"],
+    ),
+    "a loop over the data": (
+        lambda x: pplvm.fit(looped, looped, x, num_steps=2),
+        ["'z_0'", "a loop", "len(x)"],
+    ),
+    "a rate that is no number": (
+        lambda x: pplvm.fit(local, local_guide, x, lr="fast"),
+        ["'lr'", "fast"],
     ),
     "a dream of something else": (
         lambda x: pplvm.fit(returns_z, local_guide, x, objective=wake_sleep, num_steps=2),

@@ -37,9 +37,9 @@ from pplvm.traces.sites import (
     factorises,
     in_data_plate,
     look,
+    misused_plate,
     nesting,
     run,
-    subsampled,
 )
 
 __all__ = [
@@ -64,12 +64,12 @@ __all__ = [
     "log_joint",
     "look",
     "mismatch",
+    "misused_plate",
     "nesting",
     "pointwise",
     "posterior",
     "replay",
     "run",
     "site_log_probs",
-    "subsampled",
     "weigh",
 ]

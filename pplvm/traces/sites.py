@@ -84,14 +84,16 @@ def factorises(*programs: Callable, data: tuple[Tensor, ...]) -> bool:
     return all(in_data_plate(site) for site in sites if site.kind != "deterministic")
 
 
-def subsampled(program: Callable, *data: Tensor) -> str | None:
-    """Returns a site for which the plate of the data is larger than its batch, if any."""
+def misused_plate(program: Callable, *data: Tensor) -> tuple[str, str] | None:
+    """Returns a site in the plate of the data, and how that is subsampled or looped over, if so."""
     with torch.no_grad(), torch.random.fork_rng():
         trace = poutine.trace(program).get_trace(*data)
     for name, site in samples(trace):
         for frame in site["cond_indep_stack"]:
+            if frame.name == DATA and not frame.vectorized:
+                return name, "a loop"
             if frame.name == DATA and frame.full_size not in (None, frame.size):
-                return name
+                return name, "subsampled"
     return None
 
 
