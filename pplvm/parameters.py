@@ -142,6 +142,11 @@ class Scope:
             for part in ("params", "constraints"):
                 self._store[part].update(program.scope._store[part])
             program = program.program
+        if isinstance(program, Bound) and not program.frozen:
+            raise ValueError(
+                "a fit of a function over modules of its own cannot be learned further: fit the "
+                "function itself, or hold it fixed with pplvm.study.freeze(fit)."
+            )
         return program
 
     def bind(self, program: Callable, owned: dict[str, nn.Module]) -> Callable:

@@ -268,3 +268,17 @@ def test_a_fit_goes_on_from_a_fit_but_not_from_a_frozen_one():
     held = pplvm.fit(freeze(first), local_guide, x, num_steps=30)
     assert sorted(held.run.parameters) == ["a", "s"]
     assert first.run.parameters["b"] < further.run.parameters["b"]  # each has its own
+
+
+def test_a_fit_over_closed_over_modules_is_held_fixed_only_if_asked():
+    net = nn.Linear(1, 1)
+
+    def guide(x):
+        pyro.module("net", net)
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(net(x[:, None])[:, 0], 1.0))
+
+    x = torch.randn(20)
+    fit = pplvm.fit(local, guide, x, num_steps=20)
+    with pytest.raises(ValueError, match="freeze"):
+        pplvm.fit(local, fit.guide, x, num_steps=2)
