@@ -58,20 +58,28 @@ def gallery(table: Table, found: Images, num_images: int = 12) -> Figure:
     for name in fits or list(first)[:1]:
         rows[f"{name}: samples"] = first[name].prior_predict(num_draws=1)[1][found.site][0, 0]
     low, high = (float(f(data.float())) for f in (torch.min, torch.max))
-    height = (WIDTH - 1.8) / num_images * found.shape[0] / found.shape[1]
+    height = (WIDTH - _LABELS) / num_images * found.shape[0] / found.shape[1]
     figure = Figure(figsize=(WIDTH, max(0.35, height) * len(rows)), layout="none")
     for row, (label, values) in enumerate(rows.items()):
         top = 1 - row / len(rows)
         figure.text(
-            1.7 / WIDTH, top - 0.5 / len(rows), label, ha="right", va="center", fontsize=8.5
+            (_LABELS - 0.1) / WIDTH,
+            top - 0.5 / len(rows),
+            label,
+            ha="right",
+            va="center",
+            fontsize=8.5,
         )
         ax = figure.add_axes(
-            (1.8 / WIDTH, top - 0.94 / len(rows), 1 - 1.8 / WIDTH, 0.9 / len(rows))
+            (_LABELS / WIDTH, top - 0.94 / len(rows), 1 - _LABELS / WIDTH, 0.9 / len(rows))
         )
         ax.imshow(_strip(values, found.shape), cmap="gray_r", vmin=low, vmax=high, aspect="equal")
         ax.set_anchor("W")
         ax.set_axis_off()
     return figure
+
+
+_LABELS = 2.4  # inches to the left of the images
 
 
 def _strip(values: Tensor, shape: tuple[int, int]) -> Tensor:

@@ -63,7 +63,7 @@ def settings(table: Table) -> list[list[str]]:
     given = {
         name: {
             "kind": type(answer).__name__.lower(),
-            **answer.settings,
+            **{k: v for k, v in answer.settings.items() if k != "objective"},  # says "method"
             "seconds": f"{answer.seconds:.1f}",
             "draws compared": " × ".join(map(str, table.draws[name].shape)),
         }
