@@ -1,7 +1,7 @@
 """The shipped stories, each with its guides, its data and what can be asked of it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -35,30 +35,25 @@ _FACTOR_GUIDES: dict[str, Builder] = {
     "amortised-mean-field": lambda x, L: fa_guides.AmortisedMeanField(x.shape[1], L),
     "mean-field": lambda x, L: fa_guides.MeanField(len(x), L),
 }
-_FACTOR_METHODS = ("svi", "iwae", "wake-sleep", "reweighted-wake-sleep", "nuts", "exact")
+
+_FACTOR_ANALYSIS = Story(
+    summary="z ~ N(0, I), x ~ N(Wz + mu, Psi) with Psi diagonal",
+    data="digits",
+    latent_dim=10,
+    model=lambda x, L: FactorAnalysis(x.shape[1], L),
+    guides=_FACTOR_GUIDES,
+    methods=("svi", "iwae", "wake-sleep", "reweighted-wake-sleep", "nuts", "exact"),
+    num_steps=2500,
+    batch_size=None,
+    lr=0.02,
+)
 
 STORIES = {
-    "factor-analysis": Story(
-        summary="z ~ N(0, I), x ~ N(Wz + mu, Psi) with Psi diagonal",
-        data="digits",
-        latent_dim=10,
-        model=lambda x, L: FactorAnalysis(x.shape[1], L),
-        guides=_FACTOR_GUIDES,
-        methods=_FACTOR_METHODS,
-        num_steps=2500,
-        batch_size=None,
-        lr=0.02,
-    ),
-    "ppca": Story(
+    "factor-analysis": _FACTOR_ANALYSIS,
+    "ppca": replace(
+        _FACTOR_ANALYSIS,
         summary="probabilistic PCA: factor analysis with one noise variance for all features",
-        data="digits",
-        latent_dim=10,
         model=lambda x, L: FactorAnalysis(x.shape[1], L, isotropic=True),
-        guides=_FACTOR_GUIDES,
-        methods=_FACTOR_METHODS,
-        num_steps=2500,
-        batch_size=None,
-        lr=0.02,
     ),
     "vae": Story(
         summary="z ~ N(0, I), x ~ Bernoulli(decoder(z)): binary images",

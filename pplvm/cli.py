@@ -22,7 +22,7 @@ from pplvm.catalog import STORIES
 from pplvm.checkpoint import check_writable
 from pplvm.naming import nearest
 from pplvm.reading import read
-from pplvm.study import METHODS, OBJECTIVES, freeze, study, tensors
+from pplvm.study import METHODS, OBJECTIVES, freeze, study
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -87,7 +87,7 @@ def explain(
     """Show a story site by site: shape, plates, distribution, gradient estimator."""
     job = _Job(story, guide, data, columns, standardise, drop_missing, latent_dim, seed=0)
     chosen = nearest(objective, OBJECTIVES, "objective")
-    pplvm.explain(job.model, job.guide(job.data), *tensors(job.data), objective=chosen)
+    pplvm.explain(job.model, job.guide(job.data), *job.data, objective=chosen)
 
 
 @app.command("fit")

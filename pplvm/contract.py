@@ -3,6 +3,7 @@
 __all__ = ["check", "explain"]
 
 from collections.abc import Callable
+from typing import Any
 
 import pyro
 import torch
@@ -118,10 +119,15 @@ def site_table(
     return rows
 
 
+def objective_parts(objective: Callable) -> tuple[Callable, dict[str, Any]]:
+    """Returns the function of an objective and the options that ``partial`` has bound."""
+    return getattr(objective, "func", objective), getattr(objective, "keywords", {})
+
+
 def objective_name(objective: Callable) -> str:
     """Returns what an objective is called, options that were bound included."""
-    options = getattr(objective, "keywords", {})
-    name = getattr(getattr(objective, "func", objective), "__name__", type(objective).__name__)
+    function, options = objective_parts(objective)
+    name = getattr(function, "__name__", type(function).__name__)
     return name + ("(" + ", ".join(f"{k}={v}" for k, v in options.items()) + ")" if options else "")
 
 

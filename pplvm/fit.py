@@ -27,7 +27,7 @@ from pplvm.batches import (
     floating_dtype,
     resolve_device,
 )
-from pplvm.contract import check, objective_name
+from pplvm.contract import check, objective_name, objective_parts
 from pplvm.draws import Draws
 from pplvm.likelihood import LogMarginal, log_marginal
 from pplvm.loop import HeldOut, Saver, read_fit, train
@@ -187,15 +187,10 @@ def fit(
         )
     place = resolve_device(device)
     objective = from_pyro(objective) if isinstance(objective, ELBO) else objective
-    if not callable(objective) or isinstance(objective, type):
-        raise ValueError(
-            f"'objective' should be a function of pplvm.objectives or an ELBO object, got {objective!r}."
-        )
-    for role, program in (("model", model), ("guide", guide)):
-        if isinstance(program, type) or not (
-            callable(program) or (program is None and role == "guide")
-        ):
-            raise ValueError(f"'{role}' should be a function or a module, got {program!r}.")
+    _check_callable("model", model, "a function or a module")
+    _check_callable("objective", objective, "a function of pplvm.objectives or an ELBO object")
+    if guide is not None:
+        _check_callable("guide", guide, "a function, a module or None")
     _check_schedule(objective, kl_schedule)
     convert = partial(as_tensor, dtype=floating_dtype(model, guide), device=place)
     loaded = len(data) == 1 and isinstance(data[0], DataLoader)
@@ -277,24 +272,28 @@ def load(
 def _remembered(settings: Mapping[str, Any]) -> Callable[..., Estimate]:
     """Returns the objective that made a saved fit, or one that says why it cannot be had."""
     made = settings["objective"]
-    if made["name"] in objectives.__all__:
+    if made is not None:
         return partial(getattr(objectives, made["name"]), **made["options"])
 
     def unknown(*_: Any) -> Estimate:
         raise ValueError(
-            f"this fit was made with the objective '{made['name']}', of which a file keeps only the "
-            "name: load it with objective=."
+            f"this fit was made with the objective '{settings['method']}', of which a file keeps only "
+            "the name: load it with objective=."
         )
 
-    unknown.__name__ = made["name"]
     return unknown
 
 
-def _description(objective: Callable) -> dict[str, Any]:
-    options = getattr(objective, "keywords", {})
-    name = getattr(getattr(objective, "func", objective), "__name__", type(objective).__name__)
-    plain = {k: v for k, v in options.items() if isinstance(v, (bool, int, float, str))}
-    return {"name": name, "options": plain}
+def _description(objective: Callable) -> dict[str, Any] | None:
+    """Returns the name and options of one of the shipped objectives, None for any other."""
+    function, options = objective_parts(objective)
+    name = getattr(function, "__name__", "")
+    return {"name": name, "options": options} if getattr(objectives, name, 0) is function else None
+
+
+def _check_callable(name: str, value: Any, what: str) -> None:
+    if isinstance(value, type) or not callable(value):
+        raise ValueError(f"'{name}' should be {what}, got {value!r}.")
 
 
 def _check_numbers(

@@ -44,6 +44,10 @@ def log_marginal(
         data: The arguments of both, first axis N.
         num_particles: The number of draws P for each datum.
         seed: Of the draws.
+
+    Raises:
+        ValueError: if the data are empty, not finite or differ in length, or if the two programs
+            break the contract of a story.
     """
     check_count("num_particles", num_particles, least=2)
     check_data(data)

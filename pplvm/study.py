@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pplvm import traces
-from pplvm.batches import Array, as_tensor
+from pplvm.batches import Array, as_tensors
 from pplvm.exact import exact
 from pplvm.fit import Fit, fit
 from pplvm.mcmc import nuts
@@ -71,14 +71,14 @@ def study(
     run = partial(
         fit, num_steps=num_steps, lr=lr, scheduler=_cosine(num_steps), seed=seed, progress=progress
     )
-    default, few = next(iter(guides)), tensors(tuple(x[:num_compared] for x in data))
+    default, few = next(iter(guides)), as_tensors([x[:num_compared] for x in data], model)
     if _learns(model, *few):
         announce(f"parameters: SVI, {default} guide, {len(data[0])} data")
         learned = run(model, guides[default](data), *data, batch_size=batch_size)
         model = freeze(learned)
     sites = traces.look(model, *few).values()
     local = any(traces.in_data_plate(site) for site in sites if site.kind == "latent")
-    data = few if local else tensors(data)
+    data = few if local else as_tensors(data, model)
     answers: dict[str, Answer] = {}
     for method in methods:
         if method == "nuts":
@@ -118,11 +118,6 @@ def _learns(model: Callable, *data: Tensor) -> bool:
     if module is not None:
         return any(p.requires_grad for p in module.parameters())
     return traces.declares_parameters(model, *data)
-
-
-def tensors(data: tuple[Array, ...]) -> tuple[Tensor, ...]:
-    """Reads data into memory, floating ones in the default dtype."""
-    return tuple(as_tensor(x, torch.get_default_dtype(), torch.device("cpu")) for x in data)
 
 
 def _cosine(num_steps: int) -> Callable:

@@ -282,3 +282,14 @@ def test_a_fit_over_closed_over_modules_is_held_fixed_only_if_asked():
     fit = pplvm.fit(local, guide, x, num_steps=20)
     with pytest.raises(ValueError, match="freeze"):
         pplvm.fit(local, fit.guide, x, num_steps=2)
+
+
+def test_an_objective_of_ones_own_is_not_taken_for_a_shipped_one_of_its_name(tmp_path):
+    def elbo(model, guide, *data):
+        return iwae(model, guide, *data, num_particles=9)
+
+    x = torch.randn(10)
+    fit = pplvm.fit(local, local_guide, x, objective=elbo, num_steps=2)
+    fit.save(tmp_path / "fit")
+    with pytest.raises(ValueError, match="load it with objective="):
+        pplvm.load(tmp_path / "fit", local, local_guide, x).bound()
