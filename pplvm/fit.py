@@ -27,6 +27,7 @@ from pplvm.batches import (
     floating_dtype,
     resolve_device,
 )
+from pplvm.compile import MODES
 from pplvm.contract import check, objective_name, objective_parts
 from pplvm.draws import Draws
 from pplvm.likelihood import LogMarginal, log_marginal
@@ -134,6 +135,7 @@ def fit(
     validate_every: int | None = None,
     patience: int | None = None,
     device: str = "auto",
+    compile: str = "auto",
     seed: int = 0,
     progress: bool | None = None,
     checkpoint: str | Path | None = None,
@@ -166,6 +168,10 @@ def fit(
             fiftieth of all steps without minibatches.
         patience: Stop after so many validations without improvement.
         device: "auto", "cpu", "cuda" or "cuda:1".
+        compile: How to run the steps after the first epoch. "inductor" compiles what they do to
+            tensors, "graph" does without a compiler, "off" runs model and guide each time;
+            "auto" takes what will be done first. What cannot be compiled runs as if "off", with
+            a warning that says why.
         seed: Of the order of batches and of all draws.
         progress: Whether to show a bar; by default on a terminal.
         checkpoint: A file that the whole state goes to every so often, and at the end.
@@ -192,6 +198,8 @@ def fit(
     if guide is not None:
         _check_callable("guide", guide, "a function, a module or None")
     _check_schedule(objective, kl_schedule)
+    if compile not in MODES:
+        raise ValueError(f"'compile' should be one of {MODES}, got {compile!r}.")
     convert = partial(as_tensor, dtype=floating_dtype(model, guide), device=place)
     loaded = len(data) == 1 and isinstance(data[0], DataLoader)
     if not loaded:
@@ -204,6 +212,7 @@ def fit(
         model, guide, objective=objective, batches=batches,
         optimizer=optimizer or partial(_adam, lr=lr),
         scheduler=scheduler, clip_norm=clip_norm, kl_schedule=kl_schedule, device=place, seed=seed,
+        compile=compile, num_steps=last,
     )  # fmt: skip
     settings = {
         "method": objective_name(objective), "objective": _description(objective),
@@ -230,7 +239,7 @@ def fit(
         stopped = train(run, last, held_out, saver, progress)
         run.restore_best()
     run.evaluation_mode()
-    settings |= {"num_steps": run.step_count, "stopped": stopped}
+    settings |= {"num_steps": run.step_count, "stopped": stopped, "compile": run.gradients.choice}
     model, guide = run.bound()
     return Fit(model, guide, objective, run.history, () if loaded else data, settings, run)
 

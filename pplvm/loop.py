@@ -59,6 +59,7 @@ def train(
 ) -> str:
     """Takes the steps and returns why it stopped."""
     quiet = not sys.stderr.isatty() if progress is None else not progress
+    choice = run.gradients.choice
     shown = tqdm(total=last, initial=run.step_count, desc="fit", disable=quiet)
     try:
         with shown:
@@ -69,6 +70,9 @@ def train(
                     return f"early, no better in {held_out.patience} validations"
                 bound = next(steps)
                 shown.update()
+                if run.gradients.choice != choice:
+                    choice = run.gradients.choice
+                    shown.write(f"pplvm: compile = {choice}", file=sys.stderr)
                 if run.step_count % 50 == 0:
                     shown.set_postfix(bound=f"{bound:.3f}", refresh=False)
                 if held_out is not None and run.step_count % held_out.every == 0:

@@ -124,6 +124,13 @@ class Scope:
                     self._former.append((held, name, theirs))
                     held[name] = twin
 
+    def places(self, owned: dict[str, nn.Module]) -> list[dict | list]:
+        """Returns what holds parameters where programs look for them; inside the scope."""
+        parts = [part for module in owned.values() for part in module.modules()]
+        found: list[dict | list] = [part._parameters for part in parts]
+        found += [part._flat_weights for part in parts if isinstance(part, nn.RNNBase)]
+        return [*found, pyro.get_param_store()._params, *(held for held, _, _ in self._twins)]
+
     @property
     def portable(self) -> bool:
         """Whether it can go to another process, where the modules of a function are others."""

@@ -17,9 +17,11 @@ from torch.optim import Optimizer
 from pplvm import traces
 from pplvm.batches import Batches
 from pplvm.contract import check
+from pplvm.gradients import Gradients
 from pplvm.parameters import Scope, closed_over, leaves, modules
 from pplvm.traces import Program
 from pplvm.types import Estimate
+from pplvm.updates import update
 
 
 @dataclass
@@ -47,6 +49,8 @@ class Run:
         kl_schedule: Maps the step to the weight of the divergence, or None.
         device: Where to compute.
         seed: Of the run's own random state.
+        compile: How to run the steps after the first epoch, one of ``pplvm.compile.MODES``.
+        num_steps: How many steps there will be, by which "auto" decides.
     """
 
     def __init__(
@@ -62,12 +66,14 @@ class Run:
         kl_schedule: Callable[[int], float] | None,
         device: torch.device,
         seed: int,
+        compile: str = "off",
+        num_steps: int = 1000,
     ) -> None:
         self.model, self.guide = _copies(model, guide)
         for module in modules(self.model, self.guide).values():
             module.to(device).train()
         self.objective, self.batches, self.device = objective, batches, device
-        self.clip_norm, self.kl_schedule = clip_norm, kl_schedule
+        self.kl_schedule, self.num_steps = kl_schedule, num_steps
         self.scope = Scope(seed)
         self.model, self.guide = (self.scope.thaw(f) for f in (self.model, self.guide))
         with self.scope():
@@ -87,6 +93,11 @@ class Run:
             )
         self.optimizer = optimizer(list(self.parameters.values()))
         self.scheduler = scheduler(self.optimizer) if scheduler is not None else None
+        learned = list(self.parameters.values())
+        self.gradients = Gradients(
+            self.estimate, learned, self._places, self._buffers, clip_norm, compile
+        )
+        self._update = update(self.optimizer, learned)
         self.step_count, self.history = 0, History()
         self.best: dict[str, Tensor] | None = None
         self.best_step = 0
@@ -102,41 +113,54 @@ class Run:
                 # Whatever is wrong with the data shows in the first epoch, which sees all of
                 # them; checking every number again afterwards would cost a third of the time.
                 with pyro.validation_enabled(epoch == 0):
-                    bound = self._step(batch)
+                    bound = self._step(batch, epoch)
                 self.history.seconds += time.perf_counter() - start
                 yield bound
 
-    def _step(self, batch: tuple[Tensor, ...]) -> float:
-        self.optimizer.zero_grad(set_to_none=True)
+    def _step(self, batch: tuple[Tensor, ...], epoch: int) -> float:
+        weight = None if self.kl_schedule is None else float(self.kl_schedule(self.step_count))
         try:
-            estimate = self.estimate(*batch)
-            bound = estimate.bound.mean().item()
-            if not math.isfinite(estimate.loss.item()):
-                bound = math.nan
+            if epoch == 0:
+                found = self.gradients.eager(batch, weight)
+            else:
+                found = self.gradients(batch, weight, self._num_left(batch))
         except traces.SupportError:  # the data's fault
             raise
         except ValueError as error:  # Pyro's own word on NaN parameters names no step
             self._check_finite(math.nan, batch, error)
             raise
-        self._check_finite(bound, batch)
-        estimate.loss.backward()
-        if self.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.clip_norm)
+        if not (math.isfinite(found.loss) and math.isfinite(found.bound)):
+            self._check_finite(found.bound if math.isfinite(found.loss) else math.nan, batch)
         self.history.lr.append(self.optimizer.param_groups[0]["lr"])
-        self.history.bound.append(bound)
-        self.optimizer.step()
+        self.history.bound.append(found.bound)
+        self._update(found.grads)
         self.step_count += 1
         if self.scheduler is not None:
             self.scheduler.step()
-        return bound
+        return found.bound
 
-    def estimate(self, *batch: Tensor) -> Estimate:
-        """Returns the objective's estimate on one batch."""
+    def _num_left(self, batch: tuple[Tensor, ...]) -> int:
+        """Returns how many batches of this size are still to come."""
+        left, per_epoch = self.num_steps - self.step_count, self.batches.per_epoch
+        short = per_epoch > 1 and len(batch[0]) < self.batches.batch_size
+        return left // per_epoch if short else left
+
+    def _places(self) -> list[dict | list]:
+        return self.scope.places(modules(self.model, self.guide))
+
+    def _buffers(self) -> dict[str, Tensor]:
+        return {
+            f"{role}.{name}": b
+            for role, module in modules(self.model, self.guide).items()
+            for name, b in module.named_buffers()
+        }
+
+    def estimate(self, *batch: Tensor, weight: float | Tensor | None = None) -> Estimate:
+        """Returns the objective's estimate on one batch, the divergence weighted if so asked."""
         share = len(batch[0]) / self.batches.size
         model, guide = (Program(f, share, self._nesting) for f in (self.model, self.guide))
-        if self.kl_schedule is None:
+        if weight is None:
             return self.objective(model, guide, *batch)
-        weight = float(self.kl_schedule(self.step_count))
         return self.objective(model, guide, *batch, kl_weight=weight)
 
     def validate(self, batches: Batches) -> float:
@@ -172,11 +196,9 @@ class Run:
     def _evaluating(self, seed: int) -> Iterator[None]:
         owned = modules(self.model, self.guide).values()
         self.evaluation_mode()
-        schedule, self.kl_schedule = self.kl_schedule, None
         with torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(seed)
             yield
-        self.kl_schedule = schedule
         for module in owned:
             module.train()
 
@@ -227,15 +249,10 @@ class Run:
 
     def state(self) -> dict:
         """Returns everything that the next step depends on."""
-        buffers = {
-            f"{role}.{name}": b
-            for role, module in modules(self.model, self.guide).items()
-            for name, b in module.named_buffers()
-        }
         return {
             "parameters": dict(self.parameters),
             "frozen": self._frozen(),
-            "buffers": buffers,
+            "buffers": self._buffers(),
             "best": self.best,
             "best_step": self.best_step,
             "optimizer": self.optimizer.state_dict(),
@@ -256,15 +273,14 @@ class Run:
     def load_parameters(self, state: dict) -> None:
         """Takes over what a trained run is, but not what its next step would need."""
         _load(self.parameters, state["parameters"])
-        for role, module in modules(self.model, self.guide).items():
-            for name, b in module.named_buffers():
-                saved = state["buffers"].get(f"{role}.{name}")
-                if saved is None or saved.shape != b.shape:
-                    raise ValueError(
-                        f"the file is of another story: it has no buffer '{role}.{name}' of shape "
-                        f"{tuple(b.shape)}; give the model and guide that made it."
-                    )
-                b.copy_(saved)
+        for name, b in self._buffers().items():
+            saved = state["buffers"].get(name)
+            if saved is None or saved.shape != b.shape:
+                raise ValueError(
+                    f"the file is of another story: it has no buffer '{name}' of shape "
+                    f"{tuple(b.shape)}; give the model and guide that made it."
+                )
+            b.copy_(saved)
         _load(self._frozen(), state["frozen"])
         self.best, self.best_step = state["best"], state["best_step"]
         self.step_count = state["step"]

@@ -1,0 +1,283 @@
+r"""A function of tensors, traced once to its tensor operations and compiled.
+
+For stories of a few hundred numbers nearly all the time of a step goes into Python: effect
+handlers, distributions, autograd. None of that depends on the values of tensors, so it is done
+once, by ``make_fx``, and what is left is a graph of tensor operations. The graph runs as it is, or
+as the C++ (on CUDA: Triton) code that inductor makes of it.
+
+Random operations are operations like any other: every call draws anew, from torch's own random
+state, so that a seed gives the same draws traced or not.
+
+References:
+    | PyTorch 2: Faster Machine Learning Through Dynamic Python Bytecode Transformation and Graph
+    | Compilation (Ansel et al., 2024) https://doi.org/10.1145/3620665.3640366
+"""
+
+__all__ = ["MODES", "NotTraceableError", "Traced", "choose", "trace"]
+
+import random
+import warnings
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import pyro
+import torch
+from torch import Tensor, fx
+from torch.distributions import Distribution
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
+
+aten = torch.ops.aten
+
+MODES = ("auto", "inductor", "graph", "off")
+
+# Seconds that inductor takes to start, and for each operation; seconds of Python that it spares
+# for each operation. Rough, from stories of 30 to 600 operations on one core.
+_START, _EACH, _SPARED = 3.0, 0.02, 3e-6
+# Operations from which on there are kernels enough to compile for headers to be prepared.
+_MANY = 200
+
+
+class NotTraceableError(Exception):
+    """Why a function cannot be traced or compiled: half a sentence for the warning."""
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A function as its tensor operations."""
+
+    module: fx.GraphModule  # (inputs…, constants…) -> tuple of tensors
+    constants: tuple[Tensor, ...]  # what it reads beyond its inputs, such as data
+    example: tuple[Tensor, ...]  # inputs, for shapes and dtypes
+
+    @property
+    def size(self) -> int:
+        """The number of operations."""
+        return sum(node.op == "call_function" for node in self.module.graph.nodes)
+
+    def interpreted(self) -> Callable[..., tuple[Tensor, ...]]:
+        """Returns the graph as a function of its inputs, run operation by operation."""
+        forward, constants = self.module.forward, self.constants
+        return lambda *inputs: forward(*inputs, *constants)
+
+    def compiled(self, num_threads: int | None = None) -> Callable[..., tuple[Tensor, ...]]:
+        """Returns the graph as a function of its inputs, compiled by inductor.
+
+        Args:
+            num_threads: How many threads an operation may use; by default as many as torch does.
+
+        Raises:
+            NotTraceableError: There is no compiler, its cache cannot be written to, or it
+                rejects an operation.
+        """
+        compiled = compile_graph(self.module, (*self.example, *self.constants), num_threads)
+        constants = self.constants
+        return lambda *inputs: compiled(*inputs, *constants)
+
+    def batched(self, num_rows: int) -> "Traced":
+        """Returns the function of its first input with rows, (C, …) -> (C, …) each."""
+        pure = torch.func.functionalize(self.module, remove="mutations")
+        others = len(self.example) - 1 + len(self.constants)
+        spread = torch.func.vmap(pure, in_dims=(0, *[None] * others))
+        first, *rest = self.example
+        rows = first.expand(num_rows, *first.shape).contiguous()
+        return trace(lambda *inputs: spread(*inputs, *self.constants), rows, *rest)
+
+
+def trace(function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> Traced:
+    """Traces a function at inputs, by whose values it may not be steered.
+
+    Args:
+        function: Maps tensors to a tuple of tensors; it may differentiate by
+            ``torch.autograd.grad``.
+        inputs: Its arguments.
+
+    Raises:
+        NotTraceableError: It looks at the values of tensors, draws from other random states
+            than torch's, or is not the same twice.
+    """
+    found = [_trace_once(function, *inputs) for _ in range(2)]
+    if not _same(*found):
+        raise NotTraceableError("it runs other operations from one call to the next")
+    return found[0]
+
+
+def _trace_once(function: Callable, *inputs: Tensor) -> Traced:
+    foreign = random.getstate(), np.random.get_state()
+    default = Distribution._validate_args
+    Distribution.set_default_validate_args(False)  # checks read the values of tensors
+    try:
+        with torch.random.fork_rng(), pyro.validation_enabled(False), _quiet(), _Steady():
+            module = make_fx(function)(*inputs)
+    except Exception as error:
+        raise NotTraceableError(_reason(error)) from error
+    finally:
+        Distribution.set_default_validate_args(default)
+        drew = random.getstate() != foreign[0], _state(np.random.get_state()) != _state(foreign[1])
+        random.setstate(foreign[0])
+        np.random.set_state(foreign[1])
+    if any(drew):
+        whose = "Python's random" if drew[0] else "numpy.random"
+        raise NotTraceableError(f"it draws from {whose}, which a trace would freeze: use Pyro")
+    if any(_mutates(node) and not _is_fresh(node.args[0]) for node in module.graph.nodes):
+        raise NotTraceableError("it changes a tensor that it did not make in place")
+    return Traced(*_lift(module), inputs)
+
+
+class _Steady(TorchFunctionMode):
+    """Says in other words what would look at the values of tensors for no need."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.nn.functional.one_hot:
+            return _one_hot(*args, **(kwargs or {}))
+        return function(*args, **(kwargs or {}))
+
+
+def _one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
+    if num_classes == -1:
+        num_classes = int(tensor.max()) + 1  # which ends the trace, and should
+    return (tensor[..., None] == torch.arange(num_classes, device=tensor.device)).long()
+
+
+def _same(one: Traced, other: Traced) -> bool:
+    return (
+        one.module.code == other.module.code
+        and len(one.constants) == len(other.constants)
+        and all(
+            torch.allclose(a, b, rtol=0.0, atol=0.0, equal_nan=True)
+            for a, b in zip(one.constants, other.constants, strict=True)
+        )
+    )
+
+
+def _lift(module: fx.GraphModule) -> tuple[fx.GraphModule, tuple[Tensor, ...]]:
+    """Computes what depends on constants alone, and makes inputs of these constants.
+
+    Two data sets of one shape then give the same graph, which is compiled once.
+    """
+    graph = module.graph
+    graph.eliminate_dead_code()
+    known: dict[fx.Node, Tensor] = {}
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            known[node] = getattr(module, node.target)
+        elif _foldable(node, known):
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda a: known[a])
+            value = node.target(*args, **kwargs)
+            # A constant that is blown up, as expand does, would be read from memory instead.
+            if isinstance(value, Tensor) and value.numel() <= max(
+                known[a].numel() for a in node.all_input_nodes
+            ):
+                known[node] = value
+    last = [node for node in graph.nodes if node.op == "placeholder"][-1]
+    constants = []
+    for node, value in known.items():
+        if any(user not in known for user in node.users):
+            with graph.inserting_after(last):
+                last = graph.placeholder(f"constant_{len(constants)}")
+            constants.append(value.detach().clone())
+            node.replace_all_uses_with(last, delete_user_cb=lambda user: user not in known)
+    for node in reversed(known):
+        graph.erase_node(node)
+    graph.eliminate_dead_code()
+    graph.set_codegen(fx.graph.CodeGen())  # plain arguments instead of make_fx's nested ones
+    return fx.GraphModule(torch.nn.Module(), graph), tuple(constants)
+
+
+def _foldable(node: fx.Node, known: dict[fx.Node, Tensor]) -> bool:
+    return (
+        node.op == "call_function"
+        and bool(node.all_input_nodes)
+        and all(a in known for a in node.all_input_nodes)
+        and not _mutates(node)
+        and torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ())
+    )
+
+
+def _mutates(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _is_fresh(node: fx.Node) -> bool:
+    """Whether a tensor, or what it is a view of, was made by the function itself."""
+    while node.op == "call_function" and isinstance(node.args[0] if node.args else None, fx.Node):
+        schema = getattr(node.target, "_schema", None)  # none has getitem, of what unbind returns
+        if schema is not None and not any(r.alias_info for r in schema.returns):
+            return True
+        node = node.args[0]
+    return node.op == "call_function"
+
+
+def compile_graph(
+    module: fx.GraphModule, inputs: tuple[Tensor, ...], num_threads: int | None = None
+) -> Callable:
+    """Returns what inductor makes of a graph; a ``NotTraceableError`` says why it did not."""
+    options = {
+        "fallback_random": True,  # torch's own random numbers, the same as uncompiled
+        # They take three seconds once, and then spare one for each kernel.
+        "cpp_cache_precompile_headers": len(module.graph.nodes) > _MANY,
+        "cpp.vec_isa_ok": True,  # the processor's own word: no trial compilations
+        "compile_threads": 1,  # in this process: no pool of others is left behind
+        "triton.cudagraphs": True,  # on CUDA, launches are captured
+    }
+    if num_threads is not None:
+        options["cpp.threads"] = num_threads
+    try:
+        with _quiet(), torch.random.fork_rng(), torch.no_grad():
+            from torch._inductor import config  # takes half a second
+            from torch._inductor.compile_fx import compile_fx
+            from torch._inductor.decomposition import decompositions
+
+            # Its decomposition compares other random numbers than the operation itself.
+            kept = {op: d for op, d in decompositions.items() if op != aten.bernoulli.default}
+            with config.patch(options):
+                compiled = compile_fx(module, list(inputs), decompositions=kept)
+                compiled(*inputs)
+    except Exception as error:
+        raise NotTraceableError(f"the compiler gave up: {_reason(error)}") from error
+    return compiled
+
+
+def choose(mode: str, num_calls: int, seconds: float, size: int | None = None) -> tuple[str, str]:
+    """Decides how to run a function, and says why.
+
+    Args:
+        mode: What the user asked for, one of :data:`MODES`.
+        num_calls: How often it is going to be called.
+        seconds: What a call takes now: eagerly, or as a graph once the size is known.
+        size: The number of operations of its graph, None before it is traced.
+    """
+    if mode != "auto":
+        return mode, "as asked"
+    total = num_calls * seconds
+    calls = f"{num_calls} calls of {1e3 * seconds:.2g} ms"
+    if size is None:
+        return ("graph", calls) if total > 2.0 else ("off", f"{calls} are soon done")
+    spared = num_calls * min(_SPARED * size, seconds)
+    cost = _START + _EACH * size
+    if spared > cost:
+        return "inductor", f"{calls}, {size} operations"
+    return "graph", f"{calls}, {size} operations: compiling would take about {cost:.0f} s"
+
+
+def _reason(error: Exception) -> str:
+    text = str(error)
+    if "data-dependent" in text or "value out of a tracing tensor" in text:
+        return "it looks at the value of a tensor (if, while, float() or .item())"
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[0].strip().rstrip(".")[:200]
+
+
+def _state(state: tuple) -> tuple:
+    return state[1].tobytes(), *state[2:]
+
+
+@contextmanager
+def _quiet():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, of what it is about to change
+        yield
