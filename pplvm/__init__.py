@@ -6,7 +6,7 @@ from pplvm.draws import Draws
 from pplvm.exact import Exact, exact
 from pplvm.fit import Fit, fit, load
 from pplvm.likelihood import LogMarginal, log_marginal
-from pplvm.mcmc import nuts
+from pplvm.mcmc import chees, nuts
 from pplvm.table import Row, Table
 from pplvm.types import Estimate
 
@@ -19,6 +19,7 @@ __all__ = [
     "LogMarginal",
     "Row",
     "Table",
+    "chees",
     "compare",
     "exact",
     "explain",

@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyro
@@ -27,7 +28,8 @@ import torch
 from torch import Tensor, fx
 from torch.distributions import Distribution
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.overrides import TorchFunctionMode
+
+from pplvm.graphs import SPELLED_OUT, Steady, lift, mutates_inputs
 
 aten = torch.ops.aten
 
@@ -62,7 +64,7 @@ class Traced:
         forward, constants = self.module.forward, self.constants
         return lambda *inputs: forward(*inputs, *constants)
 
-    def compiled(self, num_threads: int | None = None) -> Callable[..., tuple[Tensor, ...]]:
+    def compiled(self, num_threads: int | None = None) -> "Compiled":
         """Returns the graph as a function of its inputs, compiled by inductor.
 
         Args:
@@ -72,9 +74,8 @@ class Traced:
             NotTraceableError: There is no compiler, its cache cannot be written to, or it
                 rejects an operation.
         """
-        compiled = compile_graph(self.module, (*self.example, *self.constants), num_threads)
-        constants = self.constants
-        return lambda *inputs: compiled(*inputs, *constants)
+        inputs = (*self.example, *self.constants)
+        return Compiled(*compile_graph(self.module, inputs, num_threads), self.constants)
 
     def batched(self, num_rows: int) -> "Traced":
         """Returns the function of its first input with rows, (C, …) -> (C, …) each."""
@@ -86,31 +87,48 @@ class Traced:
         return trace(lambda *inputs: spread(*inputs, *self.constants), rows, *rest)
 
 
-def trace(function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> Traced:
+class Compiled(NamedTuple):
+    """A compiled graph, to be called with its inputs."""
+
+    function: Callable[..., tuple[Tensor, ...]]  # (inputs…, constants…)
+    generated: Callable[[list[Tensor]], tuple[Tensor, ...]]  # the code that inductor wrote
+    constants: tuple[Tensor, ...]
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Runs it."""
+        return self.function(*inputs, *self.constants)
+
+
+def trace(
+    function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor, in_kernels: bool = False
+) -> Traced:
     """Traces a function at inputs, by whose values it may not be steered.
 
     Args:
         function: Maps tensors to a tuple of tensors; it may differentiate by
             ``torch.autograd.grad``.
         inputs: Its arguments.
+        in_kernels: Whether small products and solutions are spelled out, for inductor to fuse
+            them with the rest instead of calling a library.
 
     Raises:
         NotTraceableError: It looks at the values of tensors, draws from other random states
             than torch's, or is not the same twice.
     """
-    found = [_trace_once(function, *inputs) for _ in range(2)]
+    found = [_trace_once(function, in_kernels, *inputs) for _ in range(2)]
     if not _same(*found):
         raise NotTraceableError("it runs other operations from one call to the next")
     return found[0]
 
 
-def _trace_once(function: Callable, *inputs: Tensor) -> Traced:
+def _trace_once(function: Callable, in_kernels: bool, *inputs: Tensor) -> Traced:
     foreign = random.getstate(), np.random.get_state()
     default = Distribution._validate_args
     Distribution.set_default_validate_args(False)  # checks read the values of tensors
     try:
-        with torch.random.fork_rng(), pyro.validation_enabled(False), _quiet(), _Steady():
-            module = make_fx(function)(*inputs)
+        with torch.random.fork_rng(), pyro.validation_enabled(False), _quiet(), Steady():
+            table = SPELLED_OUT if in_kernels else None
+            module = make_fx(lambda *given: function(*given), table)(*inputs)  # methods confuse it
     except Exception as error:
         raise NotTraceableError(_reason(error)) from error
     finally:
@@ -121,24 +139,9 @@ def _trace_once(function: Callable, *inputs: Tensor) -> Traced:
     if any(drew):
         whose = "Python's random" if drew[0] else "numpy.random"
         raise NotTraceableError(f"it draws from {whose}, which a trace would freeze: use Pyro")
-    if any(_mutates(node) and not _is_fresh(node.args[0]) for node in module.graph.nodes):
+    if mutates_inputs(module.graph):
         raise NotTraceableError("it changes a tensor that it did not make in place")
-    return Traced(*_lift(module), inputs)
-
-
-class _Steady(TorchFunctionMode):
-    """Says in other words what would look at the values of tensors for no need."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is torch.nn.functional.one_hot:
-            return _one_hot(*args, **(kwargs or {}))
-        return function(*args, **(kwargs or {}))
-
-
-def _one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
-    if num_classes == -1:
-        num_classes = int(tensor.max()) + 1  # which ends the trace, and should
-    return (tensor[..., None] == torch.arange(num_classes, device=tensor.device)).long()
+    return Traced(*lift(module), inputs)
 
 
 def _same(one: Traced, other: Traced) -> bool:
@@ -152,68 +155,14 @@ def _same(one: Traced, other: Traced) -> bool:
     )
 
 
-def _lift(module: fx.GraphModule) -> tuple[fx.GraphModule, tuple[Tensor, ...]]:
-    """Computes what depends on constants alone, and makes inputs of these constants.
-
-    Two data sets of one shape then give the same graph, which is compiled once.
-    """
-    graph = module.graph
-    graph.eliminate_dead_code()
-    known: dict[fx.Node, Tensor] = {}
-    for node in graph.nodes:
-        if node.op == "get_attr":
-            known[node] = getattr(module, node.target)
-        elif _foldable(node, known):
-            args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda a: known[a])
-            value = node.target(*args, **kwargs)
-            # A constant that is blown up, as expand does, would be read from memory instead.
-            if isinstance(value, Tensor) and value.numel() <= max(
-                known[a].numel() for a in node.all_input_nodes
-            ):
-                known[node] = value
-    last = [node for node in graph.nodes if node.op == "placeholder"][-1]
-    constants = []
-    for node, value in known.items():
-        if any(user not in known for user in node.users):
-            with graph.inserting_after(last):
-                last = graph.placeholder(f"constant_{len(constants)}")
-            constants.append(value.detach().clone())
-            node.replace_all_uses_with(last, delete_user_cb=lambda user: user not in known)
-    for node in reversed(known):
-        graph.erase_node(node)
-    graph.eliminate_dead_code()
-    graph.set_codegen(fx.graph.CodeGen())  # plain arguments instead of make_fx's nested ones
-    return fx.GraphModule(torch.nn.Module(), graph), tuple(constants)
-
-
-def _foldable(node: fx.Node, known: dict[fx.Node, Tensor]) -> bool:
-    return (
-        node.op == "call_function"
-        and bool(node.all_input_nodes)
-        and all(a in known for a in node.all_input_nodes)
-        and not _mutates(node)
-        and torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ())
-    )
-
-
-def _mutates(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
-
-
-def _is_fresh(node: fx.Node) -> bool:
-    """Whether a tensor, or what it is a view of, was made by the function itself."""
-    while node.op == "call_function" and isinstance(node.args[0] if node.args else None, fx.Node):
-        schema = getattr(node.target, "_schema", None)  # none has getitem, of what unbind returns
-        if schema is not None and not any(r.alias_info for r in schema.returns):
-            return True
-        node = node.args[0]
-    return node.op == "call_function"
-
-
 def compile_graph(
     module: fx.GraphModule, inputs: tuple[Tensor, ...], num_threads: int | None = None
-) -> Callable:
-    """Returns what inductor makes of a graph; a ``NotTraceableError`` says why it did not."""
+) -> tuple[Callable, Callable]:
+    """Returns what inductor makes of a graph; a ``NotTraceableError`` says why it did not.
+
+    First with torch's bookkeeping around it, then the bare code: (list of inputs) -> results.
+    """
+    bare: list = []
     options = {
         "fallback_random": True,  # torch's own random numbers, the same as uncompiled
         # They take three seconds once, and then spare one for each kernel.
@@ -227,17 +176,22 @@ def compile_graph(
     try:
         with _quiet(), torch.random.fork_rng(), torch.no_grad():
             from torch._inductor import config  # takes half a second
-            from torch._inductor.compile_fx import compile_fx
+            from torch._inductor.compile_fx import compile_fx, compile_fx_inner
             from torch._inductor.decomposition import decompositions
 
             # Its decomposition compares other random numbers than the operation itself.
             kept = {op: d for op, d in decompositions.items() if op != aten.bernoulli.default}
+
+            def inner(*args, **kwargs):
+                bare.append(compile_fx_inner(*args, **kwargs))
+                return bare[-1]
+
             with config.patch(options):
-                compiled = compile_fx(module, list(inputs), decompositions=kept)
+                compiled = compile_fx(module, list(inputs), inner, decompositions=kept)
                 compiled(*inputs)
     except Exception as error:
         raise NotTraceableError(f"the compiler gave up: {_reason(error)}") from error
-    return compiled
+    return compiled, bare[-1].current_callable
 
 
 def choose(mode: str, num_calls: int, seconds: float, size: int | None = None) -> tuple[str, str]:

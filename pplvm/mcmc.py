@@ -1,33 +1,48 @@
-"""Hamiltonian Monte Carlo: the No-U-Turn sampler over a story's latents.
+"""Markov chain Monte Carlo over a story's latents: the No-U-Turn sampler, and ChEES-HMC.
+
+Discrete latents are summed out while the chains move, and drawn from their posterior afterwards.
 
 References:
     | The No-U-Turn Sampler (Hoffman & Gelman, 2014)
     | https://jmlr.org/papers/v15/hoffman14a.html
+
+    | An adaptive-MCMC scheme for setting trajectory lengths in HMC (Hoffman, Radul & Sountsov, 2021)
+    | https://proceedings.mlr.press/v130/hoffman21a.html
 """
 
-__all__ = ["nuts"]
+__all__ = ["chees", "nuts"]
 
 import copy
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
-import pyro
 import torch
-from joblib import Parallel, cpu_count, delayed
-from pyro.infer import MCMC, NUTS
 from torch import Tensor
 from tqdm import tqdm
 
-from pplvm import traces
-from pplvm.batches import as_tensor, check_count, check_data, floating_dtype
+from pplvm import nuts_nutpie, nuts_pyro, traces
+from pplvm.batches import (
+    as_tensor,
+    check_count,
+    check_data,
+    floating_dtype,
+    mix,
+    resolve_device,
+)
+from pplvm.chees import Transition, chees_hmc, stack
+from pplvm.compile import MODES
 from pplvm.contract import bind
 from pplvm.draws import Draws
-from pplvm.parameters import is_portable, module_of
-from pplvm.traces import distribution_name
+from pplvm.parameters import module_of
+from pplvm.potentials import Potential
+from pplvm.traces import Site
 
-# One chain: (model, data, seed, num_warmup, num_samples) -> (values (S, …), statistics (S,)).
-Sampler = Callable[..., tuple[dict[str, Tensor], dict[str, Tensor]]]
+BACKENDS = ("auto", "nutpie", "pyro")
+
+# Gradients that a draw takes, give or take: what "auto" expects.
+_GRADIENTS = 10
 
 
 def nuts(
@@ -36,123 +51,180 @@ def nuts(
     num_chains: int = 4,
     num_warmup: int = 500,
     num_samples: int = 1000,
+    backend: str = "auto",
+    compile: str = "auto",
     seed: int = 0,
     progress: bool | None = None,
 ) -> Draws:
     """Samples the posterior of the latents at the model's parameters.
 
-    Chains run in processes where there is more than one core. Interrupted, it returns nothing.
+    Interrupted by Ctrl-C, it returns the draws so far.
 
     Args:
-        model: A story whose latents are all continuous. Its parameters stay as they are.
+        model: A story. Its parameters stay as they are. Discrete latents that have finitely many
+            states are summed out, and drawn afterwards given the continuous ones.
         data: Its arguments, first axis N.
         num_chains: The number of chains C.
         num_warmup: The number of steps of adaptation before the draws that are kept.
         num_samples: The number of draws S that are kept of each chain.
-        seed: Chain c is seeded by ``seed`` and c, whatever runs beside it.
+        backend: "nutpie" for the sampler in Rust over the compiled potential, "pyro" for Pyro's
+            own, the reference; "auto" for nutpie.
+        compile: How nutpie's potential runs: "inductor", "graph" or "off" as in
+            :func:`pplvm.fit`, "auto" for what will be done first.
+        seed: Of all chains: the same seed and number of chains give the same draws.
         progress: Whether to show a bar of the chains; by default on a terminal.
     """
-    check_count("num_chains", num_chains)
-    check_count("num_warmup", num_warmup, least=0)
-    check_count("num_samples", num_samples)
-    check_count("seed", seed, least=0)
     start = time.perf_counter()
+    _check_options({"num_chains": num_chains, "num_samples": num_samples}, num_warmup, seed)
+    _check_choice("backend", backend, BACKENDS)
+    _check_choice("compile", compile, MODES)
+    model, data, sites = _prepare(model, torch.device("cpu"), *data)
+    shown = sys.stderr.isatty() if progress is None else progress
+    size = (num_chains, num_warmup, num_samples, seed, shown)
+    settings = {
+        "num_chains": num_chains, "num_warmup": num_warmup, "num_samples": num_samples,
+        "seed": seed,
+    }  # fmt: skip
+    if backend == "pyro":
+        values, stats = nuts_pyro.sample(model, data, *size)
+        settings |= {"method": "NUTS (Pyro)", "compile": "off: Pyro's own"}
+    else:
+        calls = num_chains * (num_warmup + num_samples) * _GRADIENTS
+        potential = Potential(model, *data, mode=compile, num_calls=calls)
+        points, stats = nuts_nutpie.sample(potential, *size)
+        if points.shape[1] < num_samples:
+            print(f"pplvm: interrupted; kept {points.shape[1]} draws a chain.", file=sys.stderr)
+        values = potential.constrain(points)
+        settings |= {"method": "NUTS (nutpie)", "compile": potential.choice}
+    return _draws(model, data, sites, values, stats, settings, start)
+
+
+def chees(
+    model: Callable,
+    *data: Tensor,
+    num_chains: int = 64,
+    num_warmup: int = 300,
+    num_samples: int = 100,
+    device: str = "cpu",
+    compile: str = "auto",
+    seed: int = 0,
+    progress: bool | None = None,
+) -> Draws:
+    """Samples the posterior with many short chains, by one batched gradient for all of them.
+
+    ChEES-HMC, of which all chains share step size and trajectory length: see :mod:`pplvm.chees`.
+    Interrupted by Ctrl-C, it returns the draws so far.
+
+    Args:
+        model: A story, as for :func:`nuts`.
+        data: Its arguments, first axis N.
+        num_chains: The number of chains C, at least 2, best 64 to thousands.
+        num_warmup: The number of steps of adaptation before the draws that are kept.
+        num_samples: The number of draws S that are kept of each chain.
+        device: "auto", "cpu", "cuda" or "cuda:1"; a story's modules are copied there.
+        compile: How the potential runs: "inductor", "graph", "off" or "auto".
+        seed: Of all chains.
+        progress: Whether to show a bar with the share of divergences; by default on a terminal.
+    """
+    start = time.perf_counter()
+    _check_options({"num_samples": num_samples}, num_warmup, seed)
+    check_count("num_chains", num_chains, least=2)
+    _check_choice("compile", compile, MODES)
+    model, data, sites = _prepare(model, resolve_device(device), *data)
+    calls = num_chains * (num_warmup + num_samples) * _GRADIENTS
+    potential = Potential(model, *data, mode=compile, num_calls=calls)
+    rows = potential.rows(num_chains)
+    generator = torch.Generator(potential.device).manual_seed(seed)
+    steps = chees_hmc(
+        rows, potential.starts(rows, num_chains, mix(seed, 3)),
+        num_warmup=num_warmup, num_samples=num_samples, generator=generator,
+    )  # fmt: skip
+    quiet = not sys.stderr.isatty() if progress is None else not progress
+    points, stats = stack(_watched(steps, num_warmup + num_samples, quiet))
+    settings = {
+        "method": "ChEES-HMC", "num_chains": num_chains, "num_warmup": num_warmup,
+        "num_samples": num_samples, "seed": seed, "compile": potential.choice,
+    }  # fmt: skip
+    return _draws(model, data, sites, potential.constrain(points), stats, settings, start)
+
+
+def _watched(steps: Iterator[Transition], total: int, quiet: bool) -> Iterator[Transition]:
+    """Yields the steps under a bar, and ends where they are interrupted after the warm-up."""
+    kept = diverging = 0
+    with tqdm(total=total, desc="ChEES-HMC", disable=quiet) as shown:
+        while True:
+            try:
+                step = next(steps, None)
+            except KeyboardInterrupt:
+                if kept == 0:
+                    raise
+                print(f"pplvm: interrupted; kept {kept} draws a chain.", file=sys.stderr)
+                return
+            if step is None:
+                return
+            kept += not step.warmup
+            diverging += 0 if step.warmup or quiet else int(step.diverging.sum())
+            shown.update()
+            shown.set_postfix(divergences=diverging, refresh=False)
+            yield step
+
+
+def _check_options(counts: dict[str, int], num_warmup: int, seed: int) -> None:
+    for name, value in counts.items():
+        check_count(name, value)
+    check_count("num_warmup", num_warmup, least=0)
+    check_count("seed", seed, least=0)
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"'{name}' should be one of {choices}, got {value!r}.")
+
+
+def _prepare(
+    model: Callable, device: torch.device, *data: Tensor
+) -> tuple[Callable, tuple[Tensor, ...], dict[str, Site]]:
+    """Returns the story at its parameters, its data as tensors, and its latents."""
     check_data(data)
-    data = tuple(as_tensor(x, floating_dtype(model), torch.device("cpu")) for x in data)
+    data = tuple(as_tensor(x, floating_dtype(model), device) for x in data)
+    if device.type != "cpu" and module_of(model) is not None:
+        model = copy.deepcopy(model)
+        module_of(model).to(device)
     model, _ = bind(model, None, *data)
     sites = {n: s for n, s in traces.look(model, *data).items() if s.kind == "latent"}
-    for name, site in sites.items():
-        if site.fn.support.is_discrete:
-            raise ValueError(
-                f"site '{name}' ({distribution_name(site.fn)}) is discrete, which NUTS cannot move: "
-                "observe it, or fit with 'reweighted_wake_sleep'."
-            )
-    if not sites:
+    with torch.random.fork_rng():
+        shapes = traces.unconstrained_shapes(model, *data)  # or an error that names the site
+    if not shapes:
         raise ValueError(
-            "the model has no continuous latent site: there is nothing for NUTS to draw."
+            "the model has no continuous latent site: there is nothing for a chain to move."
         )
-    workers = min(num_chains, cpu_count()) if is_portable(model) else 1
-    dtype = torch.get_default_dtype()  # which a worker would not know
-    seeds = [seed * 1_000_003 + chain for chain in range(num_chains)]
-    jobs = (delayed(_pyro_chain)(model, data, s, num_warmup, num_samples, dtype) for s in seeds)
-    chains = Parallel(n_jobs=workers, return_as="generator")(jobs)
-    quiet = not sys.stderr.isatty() if progress is None else not progress
-    chains = list(tqdm(chains, "chains of NUTS", num_chains, disable=quiet))
-    values = {
-        name: torch.stack([v[name].reshape(num_samples, *site.value.shape) for v, _ in chains])
-        for name, site in sites.items()
-    }
-    stats = {name: torch.stack([s[name] for _, s in chains]) for name in chains[0][1]}
+    return model, data, sites
+
+
+def _draws(
+    model: Callable,
+    data: tuple[Tensor, ...],
+    sites: dict[str, Site],
+    values: dict[str, Tensor],
+    stats: dict[str, Tensor],
+    settings: dict[str, Any],
+    start: float,
+) -> Draws:
+    """Returns the draws of all latents, the discrete ones drawn here."""
+    C, S = next(iter(values.values())).shape[:2]
+    discrete = [name for name in sites if name not in values]
+    if discrete:
+        with torch.random.fork_rng():
+            torch.manual_seed(mix(settings["seed"], 2))
+            rows = {name: value.flatten(0, 1) for name, value in values.items()}
+            decoded = traces.decode(model, rows, *data)
+        values = values | {name: decoded[name].unflatten(0, (C, S)) for name in discrete}
     return Draws(
-        values=values,
+        values={n: values[n].reshape(C, S, *site.value.shape) for n, site in sites.items()},
         plates={name: tuple(n for n, _, _ in site.plates) for name, site in sites.items()},
         stats=stats,
         model=model,
         data=data,
-        settings={
-            "method": "NUTS (Pyro)",
-            "num_chains": num_chains,
-            "num_warmup": num_warmup,
-            "num_samples": num_samples,
-            "seed": seed,
-        },
+        settings=settings,
         seconds=time.perf_counter() - start,
     )
-
-
-def _pyro_chain(
-    model: Callable,
-    data: tuple[Tensor, ...],
-    seed: int,
-    num_warmup: int,
-    num_samples: int,
-    dtype: torch.dtype,
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    torch.set_default_dtype(dtype)
-    module = module_of(model)
-    if module is not None:
-        model = copy.deepcopy(model)  # only the latents move
-        module_of(model).requires_grad_(False)
-    with torch.random.fork_rng(), pyro.validation_enabled(False):
-        torch.manual_seed(seed)
-        kernel = _RecordingNUTS(model)
-        mcmc = MCMC(kernel, num_samples, warmup_steps=num_warmup, disable_progbar=True)
-        mcmc.run(*data)
-        values = {name: v.detach() for name, v in mcmc.get_samples().items()}
-    records = kernel.records[-num_samples:]
-    return values, {name: torch.tensor([r[name] for r in records]) for name in records[0]}
-
-
-class _RecordingNUTS(NUTS):
-    """Pyro's sampler, with the statistics of each step kept."""
-
-    def __init__(self, model: Callable) -> None:
-        super().__init__(model)
-        self.records: list[dict] = []
-        self._within = 0
-
-    def sample(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
-        self._trees: list = []
-        self._energy = 0.0
-        step_size = self.step_size
-        out = super().sample(params)
-        proposals = sum(tree.num_proposals for tree in self._trees)
-        self.records.append(
-            {
-                "diverging": any(bool(tree.diverging) for tree in self._trees),
-                "energy": float(self._energy),
-                "tree_depth": len(self._trees),
-                "step_size": float(step_size),
-                "acceptance_rate": float(sum(t.sum_accept_probs for t in self._trees) / proposals),
-            }
-        )
-        return out
-
-    def _build_tree(self, z, r, z_grads, log_slice, direction, tree_depth, energy_current):
-        self._within += 1
-        tree = super()._build_tree(z, r, z_grads, log_slice, direction, tree_depth, energy_current)
-        self._within -= 1
-        if self._within == 0:  # a whole doubling, not one of its halves
-            self._trees.append(tree)
-            self._energy = energy_current
-        return tree

@@ -6,6 +6,7 @@ arguments and samples the same latents. Objectives see the tensors made here, an
 Pyro. Shapes: N data, P particles.
 """
 
+from pplvm.traces.decoding import decode
 from pplvm.traces.densities import (
     Latents,
     Scores,
@@ -16,6 +17,7 @@ from pplvm.traces.densities import (
     mismatch,
     weigh,
 )
+from pplvm.traces.potentials import constrained, potential, unconstrained, unconstrained_shapes
 from pplvm.traces.replays import (
     check_particles,
     log_joint,
@@ -53,7 +55,9 @@ __all__ = [
     "check_particles",
     "check_support",
     "closed_kl",
+    "constrained",
     "declares_parameters",
+    "decode",
     "distribution_name",
     "draw",
     "dream",
@@ -68,8 +72,11 @@ __all__ = [
     "nesting",
     "pointwise",
     "posterior",
+    "potential",
     "replay",
     "run",
     "site_log_probs",
+    "unconstrained",
+    "unconstrained_shapes",
     "weigh",
 ]
