@@ -40,6 +40,9 @@ MODES = ("auto", "inductor", "graph", "off")
 _START, _EACH, _SPARED = 3.0, 0.02, 3e-6
 # Operations from which on there are kernels enough to compile for headers to be prepared.
 _MANY = 200
+# Compiled graphs that are kept, the latest of them.
+_COMPILED: dict[tuple, tuple[Callable, Callable]] = {}
+_KEPT = 64
 
 
 class NotTraceableError(Exception):
@@ -112,16 +115,9 @@ def trace(
             them with the rest instead of calling a library.
 
     Raises:
-        NotTraceableError: It looks at the values of tensors, draws from other random states
-            than torch's, or is not the same twice.
+        NotTraceableError: It looks at the values of tensors, changes one in place, or draws
+            from other random states than torch's.
     """
-    found = [_trace_once(function, in_kernels, *inputs) for _ in range(2)]
-    if not _same(*found):
-        raise NotTraceableError("it runs other operations from one call to the next")
-    return found[0]
-
-
-def _trace_once(function: Callable, in_kernels: bool, *inputs: Tensor) -> Traced:
     foreign = random.getstate(), np.random.get_state()
     default = Distribution._validate_args
     Distribution.set_default_validate_args(False)  # checks read the values of tensors
@@ -144,53 +140,56 @@ def _trace_once(function: Callable, in_kernels: bool, *inputs: Tensor) -> Traced
     return Traced(*lift(module), inputs)
 
 
-def _same(one: Traced, other: Traced) -> bool:
-    return (
-        one.module.code == other.module.code
-        and len(one.constants) == len(other.constants)
-        and all(
-            torch.allclose(a, b, rtol=0.0, atol=0.0, equal_nan=True)
-            for a, b in zip(one.constants, other.constants, strict=True)
-        )
-    )
-
-
 def compile_graph(
     module: fx.GraphModule, inputs: tuple[Tensor, ...], num_threads: int | None = None
 ) -> tuple[Callable, Callable]:
     """Returns what inductor makes of a graph; a ``NotTraceableError`` says why it did not.
 
     First with torch's bookkeeping around it, then the bare code: (list of inputs) -> results.
+    Graphs of one text and shape are compiled once, as for the next data set of a study.
     """
-    bare: list = []
+    num_threads = num_threads or torch.get_num_threads()
+    layouts = tuple((x.shape, x.stride(), x.dtype, x.device) for x in inputs)
+    key = (module.code, layouts, num_threads)
+    if key not in _COMPILED:
+        try:
+            found = _compile(module, inputs, num_threads)
+        except Exception as error:
+            raise NotTraceableError(f"the compiler gave up: {_reason(error)}") from error
+        if len(_COMPILED) == _KEPT:
+            del _COMPILED[next(iter(_COMPILED))]
+        _COMPILED[key] = found
+    return _COMPILED[key]
+
+
+def _compile(
+    module: fx.GraphModule, inputs: tuple[Tensor, ...], num_threads: int
+) -> tuple[Callable, Callable]:
     options = {
         "fallback_random": True,  # torch's own random numbers, the same as uncompiled
         # They take three seconds once, and then spare one for each kernel.
         "cpp_cache_precompile_headers": len(module.graph.nodes) > _MANY,
         "cpp.vec_isa_ok": True,  # the processor's own word: no trial compilations
+        "cpp.threads": num_threads,
         "compile_threads": 1,  # in this process: no pool of others is left behind
         "triton.cudagraphs": True,  # on CUDA, launches are captured
     }
-    if num_threads is not None:
-        options["cpp.threads"] = num_threads
-    try:
-        with _quiet(), torch.random.fork_rng(), torch.no_grad():
-            from torch._inductor import config  # takes half a second
-            from torch._inductor.compile_fx import compile_fx, compile_fx_inner
-            from torch._inductor.decomposition import decompositions
+    bare: list = []
+    with _quiet(), torch.random.fork_rng(), torch.no_grad():
+        from torch._inductor import config  # takes half a second
+        from torch._inductor.compile_fx import compile_fx, compile_fx_inner
+        from torch._inductor.decomposition import decompositions
 
-            # Its decomposition compares other random numbers than the operation itself.
-            kept = {op: d for op, d in decompositions.items() if op != aten.bernoulli.default}
+        # Its decomposition compares other random numbers than the operation itself.
+        kept = {op: d for op, d in decompositions.items() if op != aten.bernoulli.default}
 
-            def inner(*args, **kwargs):
-                bare.append(compile_fx_inner(*args, **kwargs))
-                return bare[-1]
+        def inner(*args, **kwargs):
+            bare.append(compile_fx_inner(*args, **kwargs))
+            return bare[-1]
 
-            with config.patch(options):
-                compiled = compile_fx(module, list(inputs), inner, decompositions=kept)
-                compiled(*inputs)
-    except Exception as error:
-        raise NotTraceableError(f"the compiler gave up: {_reason(error)}") from error
+        with config.patch(options):
+            compiled = compile_fx(module, list(inputs), inner, decompositions=kept)
+            compiled(*inputs)
     return compiled, bare[-1].current_callable
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
+import pyro
 import torch
 from torch import Tensor
 
@@ -56,10 +57,13 @@ class Gradients:
         self._calls: dict[tuple, list[float]] = {}  # seconds of eager calls, by shape
         self._fast: dict[tuple, _Fast | None] = {}
 
-    def eager(self, batch: tuple[Tensor, ...], weight: float | None) -> Gradient:
-        """Differentiates by running model and guide."""
+    def eager(
+        self, batch: tuple[Tensor, ...], weight: float | None, validate: bool = False
+    ) -> Gradient:
+        """Differentiates by running model and guide, under Pyro's checks if so asked."""
         start = time.perf_counter()
-        *grads, report = self._differentiate(self.parameters, batch, weight)
+        with pyro.validation_enabled(validate):
+            *grads, report = self._differentiate(self.parameters, batch, weight)
         found = Gradient(grads, *report.tolist())
         self._calls.setdefault(_key(batch), []).append(time.perf_counter() - start)
         return found
@@ -199,7 +203,8 @@ class Gradients:
                 for p in self.parameters:
                     p.add_(0.01 * (0.1 + p.abs()) * torch.randn_like(p))
             torch.manual_seed(seed)
-            *want, report = self._differentiate(self.parameters, batch, weight)
+            with pyro.validation_enabled(False):
+                *want, report = self._differentiate(self.parameters, batch, weight)
             torch.manual_seed(seed)
             got = fast(self.parameters, batch, weight)
             pairs = [*zip(got.grads, want, strict=True), (torch.tensor(got[1:]), report)]
@@ -225,7 +230,7 @@ class _Fast:
 
     def __init__(self, traced: Traced, unseen: list[bool], function: Callable) -> None:
         self._traced, self._unseen, self._function = traced, unseen, function
-        self.size, self.calls = traced.size, 0
+        self.size, self.calls, self._some_unseen = traced.size, 0, any(unseen)
 
     def compiled(self) -> "_Fast":
         return _Fast(self._traced, self._unseen, self._traced.compiled())
@@ -236,7 +241,7 @@ class _Fast:
         extra = () if weight is None else (torch.tensor(weight),)
         with torch.no_grad():
             *grads, report = self._function(*parameters, *extra, *batch)
-        if any(self._unseen):
+        if self._some_unseen:
             seen = iter(grads)
             grads = [None if unseen else next(seen) for unseen in self._unseen]
         return Gradient(grads, *report.tolist())

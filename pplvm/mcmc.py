@@ -91,7 +91,10 @@ def nuts(
     else:
         calls = num_chains * (num_warmup + num_samples) * _GRADIENTS
         potential = Potential(model, *data, mode=compile, num_calls=calls)
+        _ = potential.native  # so that what is compiled is compiled here
+        ready = time.perf_counter()
         points, stats = nuts_nutpie.sample(potential, *size)
+        settings |= _seconds(start, ready)
         if points.shape[1] < num_samples:
             print(f"pplvm: interrupted; kept {points.shape[1]} draws a chain.", file=sys.stderr)
         values = potential.constrain(points)
@@ -133,7 +136,7 @@ def chees(
     model, data, sites = _prepare(model, resolve_device(device), *data)
     calls = num_chains * (num_warmup + num_samples) * _GRADIENTS
     potential = Potential(model, *data, mode=compile, num_calls=calls)
-    rows = potential.rows(num_chains)
+    rows, ready = potential.rows(num_chains), time.perf_counter()
     generator = torch.Generator(potential.device).manual_seed(seed)
     steps = chees_hmc(
         rows, potential.starts(rows, num_chains, mix(seed, 3)),
@@ -144,8 +147,13 @@ def chees(
     settings = {
         "method": "ChEES-HMC", "num_chains": num_chains, "num_warmup": num_warmup,
         "num_samples": num_samples, "seed": seed, "compile": potential.choice,
-    }  # fmt: skip
+    } | _seconds(start, ready)  # fmt: skip
     return _draws(model, data, sites, potential.constrain(points), stats, settings, start)
+
+
+def _seconds(start: float, ready: float) -> dict[str, float]:
+    """Returns what came before the first step took, and the steps."""
+    return {"prepare_seconds": ready - start, "sample_seconds": time.perf_counter() - ready}
 
 
 def _watched(steps: Iterator[Transition], total: int, quiet: bool) -> Iterator[Transition]:

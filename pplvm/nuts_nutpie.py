@@ -4,6 +4,7 @@ References:
     | nutpie and nuts-rs (Seyboldt et al.) https://github.com/pymc-devs/nutpie
 """
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -116,8 +117,12 @@ def _of_python(potential: Potential) -> CompiledModel:
 
 
 def _starts(potential: Potential) -> Callable[[int], np.ndarray]:
+    one_by_one = threading.Lock()  # nutpie asks from several threads, where Pyro lives in one
+
     def start(seed: int) -> np.ndarray:
-        return potential.start(torch.Generator().manual_seed(seed % 2**63)).numpy()
+        generator = torch.Generator().manual_seed(seed % 2**63)
+        with one_by_one:
+            return potential.start(generator, potential.single).numpy()
 
     return start
 

@@ -65,18 +65,18 @@ class Potential:
             (gradient,) = torch.autograd.grad(value, x)
         return value.detach().to(x.dtype), gradient
 
-    def start(self, generator: torch.Generator) -> Tensor:
+    def start(self, generator: torch.Generator, gradient: Gradient | None = None) -> Tensor:
         """Returns a point (D,), float64, with a finite potential and gradient.
 
         Uniform on (-2, 2), as in Stan; where a hundred such points fail, a ``ValueError`` names
-        the first site whose density is not finite.
+        the first site whose density is not finite. The gradient is the eager one unless given.
         """
         for _ in range(_TRIES):
             x = torch.rand(self.dim, generator=generator, dtype=torch.float64) * 4.0 - 2.0
             x = x.to(self.device)
             with pyro.validation_enabled(False):
-                value, gradient = self.eager(x)
-            if torch.isfinite(value) and torch.isfinite(gradient).all():
+                value, slope = (gradient or self.eager)(x)
+            if torch.isfinite(value) and torch.isfinite(slope).all():
                 return x
         raise ValueError(
             f"the potential is not finite at {_TRIES} points drawn at random, first at site "

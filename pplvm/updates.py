@@ -14,10 +14,11 @@ def update(optimizer: Optimizer, parameters: list[Tensor]) -> Callable[[list[Ten
     long on small stories; from its second step on it is called directly, with the same result bit
     for bit. Every other optimiser does its own step.
     """
+    plain = _PlainAdam(optimizer, parameters) if _is_plain_adam(optimizer, parameters) else None
 
     def apply(grads: list[Tensor | None]) -> None:
-        if _is_plain_adam(optimizer, parameters) and all(g is not None for g in grads):
-            _adam(optimizer, grads)
+        if plain is not None and plain.ready() and all(g is not None for g in grads):
+            plain.step(grads)
             return
         for p, g in zip(parameters, grads, strict=True):
             p.grad = g
@@ -35,30 +36,52 @@ def _is_plain_adam(optimizer: Optimizer, parameters: list[Tensor]) -> bool:
         and all(p is q for p, q in zip(group["params"], parameters, strict=True))
         and bool(group["fused"])
         and not (group["amsgrad"] or group["maximize"] or group["decoupled_weight_decay"])
-        and not (optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
-        and all(p in optimizer.state for p in group["params"])
         and not isinstance(group["lr"], Tensor)
     )
 
 
-@torch.no_grad()
-def _adam(optimizer: Adam, grads: list[Tensor]) -> None:
-    group = optimizer.param_groups[0]
-    states = [optimizer.state[p] for p in group["params"]]
-    steps = [state["step"] for state in states]
-    torch._foreach_add_(steps, 1)
-    torch._fused_adam_(
-        group["params"],
-        grads,
-        [state["exp_avg"] for state in states],
-        [state["exp_avg_sq"] for state in states],
-        [],
-        steps,
-        lr=group["lr"],
-        beta1=group["betas"][0],
-        beta2=group["betas"][1],
-        weight_decay=group["weight_decay"],
-        eps=group["eps"],
-        amsgrad=False,
-        maximize=False,
-    )
+class _PlainAdam:
+    """Fused Adam with one group of parameters."""
+
+    def __init__(self, optimizer: Adam, parameters: list[Tensor]) -> None:
+        self.optimizer, self.parameters = optimizer, parameters
+        self._moments: tuple[list[Tensor], ...] = ([], [], [])  # first, second, steps taken
+
+    def ready(self) -> bool:
+        """Whether the optimiser has its state, the one that is known here, and nobody watches."""
+        optimizer = self.optimizer
+        if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+            return False
+        last = optimizer.state.get(self.parameters[-1])
+        if not last:
+            return False
+        if not self._moments[0] or self._moments[0][-1] is not last["exp_avg"]:  # or loaded anew
+            states = [optimizer.state.get(p, {}) for p in self.parameters]
+            if not all(states):
+                return False
+            self._moments = tuple(
+                [state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step")
+            )
+        return True
+
+    @torch.no_grad()
+    def step(self, grads: list[Tensor]) -> None:
+        """Does what ``torch.optim.Adam.step`` comes to."""
+        group = self.optimizer.param_groups[0]
+        first, second, steps = self._moments
+        torch._foreach_add_(steps, 1)
+        torch._fused_adam_(
+            self.parameters,
+            grads,
+            first,
+            second,
+            [],
+            steps,
+            lr=group["lr"],
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
+        )

@@ -6,11 +6,14 @@ Gaussian prior on beta stays what it was, written in terms of w. Flat priors are
 of scale 10⁶, and the half-Gaussian of scale 10³ for a noise near 1: they move no posterior mean
 by 10⁻⁵ of its sd.
 
+Hidden states are summed out as a product of T - 1 matrices, neighbours first: seven steps for
+T = 100, each of which vectorises, where the forward algorithm has T.
+
 References:
     | posteriordb: Testing, Benchmarking and Developing Bayesian Inference Algorithms
     | (Magnusson et al., 2025) https://arxiv.org/abs/2407.04967
 
-Shapes: N data, D coefficients, K components.
+Shapes: N data, D coefficients, K components or states, T steps, * nothing or particles.
 """
 
 import gzip
@@ -57,6 +60,30 @@ def mixture(y: Tensor) -> Tensor:
         return pyro.sample("y", dist.MixtureSameFamily(weights, dist.Normal(mu, sigma)), obs=y)
 
 
+def markov(y: Tensor) -> Tensor:
+    """Two hidden states, the first with the lower mean; y is (T,)."""
+    # What is folded over keeps the order: less than 10⁻⁷ of the density, where the posterior is.
+    low = pyro.sample("low", dist.FoldedDistribution(dist.Normal(3.0, 1.0)))
+    gap = pyro.sample("gap", dist.FoldedDistribution(dist.Normal(10.0 - low, 1.0)))
+    mu = pyro.deterministic("mu", torch.stack((low, low + gap), -1))  # (*, K)
+    theta = pyro.sample("theta", dist.Dirichlet(torch.ones(2, 2)).to_event(1))  # (*, K, K)
+    log_lik = dist.Normal(mu[..., None, :], 1.0).log_prob(y[:, None])  # (*, T, K)
+    moves = theta.log()[..., None, :, :] + log_lik[..., 1:, None, :]  # (*, T - 1, K, K)
+    chain = log_lik[..., 0, :, None] + log_product(moves)  # (*, K, K): the first state has no prior
+    pyro.factor("y", chain.logsumexp((-2, -1)))
+    return y
+
+
+def log_product(moves: Tensor) -> Tensor:
+    """Multiplies the matrices (*, T, K, K), of logarithms, in their order: (*, K, K)."""
+    while moves.shape[-3] > 1:
+        pairs, odd = moves.tensor_split((moves.shape[-3] // 2 * 2,), -3)
+        # Sums, where K is small, compile to one loop; a product of matrices would be a call each.
+        product = (pairs[..., ::2, :, :, None] + pairs[..., 1::2, None, :, :]).logsumexp(-2)
+        moves = torch.cat((product, odd), -3)
+    return moves[..., 0, :, :]
+
+
 def regression(X: Tensor, y: Tensor, noise: dist.Distribution, scale: float = 1e6) -> Posterior:
     """y ~ N(X beta, sigma) with beta ~ N(0, scale); X is (N, D)."""
     R = torch.linalg.qr(X).R
@@ -85,6 +112,10 @@ def _mixture(y: Tensor, **_: Tensor) -> Posterior:
     return Posterior(mixture, (y,), ("mu", "sigma", "theta"))
 
 
+def _markov(y: Tensor, **_: Tensor) -> Posterior:
+    return Posterior(markov, (y,), ("theta", "mu"))
+
+
 def _kidiq(kid_score: Tensor, mom_hs: Tensor, mom_iq: Tensor, **_: Tensor) -> Posterior:
     X = torch.stack((torch.ones_like(mom_iq), mom_hs, mom_iq, mom_hs * mom_iq), 1)
     return regression(X, kid_score, dist.HalfCauchy(2.5))
@@ -109,6 +140,7 @@ def _sblri(X: Tensor, y: Tensor, **_: Tensor) -> Posterior:
 POSTERIORS = {
     "eight_schools-eight_schools_noncentered": _schools,
     "low_dim_gauss_mix-low_dim_gauss_mix": _mixture,
+    "hmm_example-hmm_example": _markov,
     "kidiq-kidscore_interaction": _kidiq,
     "earnings-logearn_height": _earnings,
     "arK-arK": _autoregression,

@@ -263,8 +263,8 @@ UNTRACEABLE = {
     "if on a tensor": (lambda: steered, "value of a tensor"),
     "Python's random": (lambda: of_python, "Python's random"),
     "numpy.random": (lambda: of_numpy, "numpy.random"),
-    "other constants": (Counting, "other operations from one call to the next"),
-    "other sites": (Growing, "other operations from one call to the next"),
+    "other constants": (Counting, "differs from the eager one"),
+    "other sites": (Growing, "differs from the eager one"),
     "running statistics": (Running, "running statistics in 'model.norm"),
 }
 
