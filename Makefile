@@ -4,7 +4,7 @@ BIN := .venv/bin
 # One thread a process: the tests run in two processes, and threads that wait for cores are slow.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: demo test test-all lint tutorials bench clean
+.PHONY: demo test test-all lint tutorials bench bench-quick clean
 
 demo: .venv/installed
 	$(BIN)/pplvm compare factor-analysis --report report.html
@@ -26,9 +26,13 @@ tutorials: .venv/installed-tutorials
 		$(BIN)/jupyter nbconvert --log-level WARN --execute --to html tutorials/rendered/$$(basename $$file .py).ipynb \
 			|| exit 1; done
 
-bench: .venv/installed
-	$(BIN)/python benchmarks/overhead.py
-	$(BIN)/python benchmarks/vae.py
+bench: .venv/installed-bench
+	for file in check_peers svi nuts chains start memory vae; do \
+		$(BIN)/python benchmarks/$$file.py || exit 1; done
+
+bench-quick: .venv/installed-bench
+	for file in svi nuts chains memory; do \
+		$(BIN)/python benchmarks/$$file.py --quick || exit 1; done
 
 .venv/installed: setup.cfg constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("pplvm needs Python >= 3.11, got " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
@@ -38,6 +42,10 @@ bench: .venv/installed
 
 .venv/installed-tutorials: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[tutorials]"
+	touch $@
+
+.venv/installed-bench: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bench]"
 	touch $@
 
 clean:

@@ -2,6 +2,7 @@
 
 __all__ = ["check", "explain"]
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from pplvm import traces
 from pplvm.batches import as_tensors, check_data
 from pplvm.objectives import elbo
-from pplvm.parameters import Scope, modules
+from pplvm.parameters import Scope, closed_over, modules
 from pplvm.traces import DATA, Site, distribution_name
 
 
@@ -56,6 +57,30 @@ def check(model: Callable, guide: Callable | None, *data: Tensor) -> None:
             ) from error
 
 
+def check_minibatches(model: Callable, *data: Tensor) -> None:
+    """Raises a ``ValueError`` for data that minibatches could not scale."""
+    for site in traces.look(model, *data).values():
+        if site.kind == "observed" and not traces.in_data_plate(site):
+            raise ValueError(
+                f"site '{site.name}' is observed outside plate 'data' (it is in "
+                f"{[name for name, _, _ in site.plates]}), so minibatches cannot be scaled: observe it "
+                "inside plate('data', len(x), dim=-1), or leave out 'batch_size'."
+            )
+
+
+def check_closures(model: Callable, guide: Callable, learned: dict[str, Tensor]) -> None:
+    """Raises a ``ValueError`` if a function holds a module whose parameters nobody would learn."""
+    known = {id(p) for p in learned.values()}
+    for role, program in (("model", model), ("guide", guide)):
+        for name, module in closed_over(program).items():
+            if any(p.requires_grad and id(p) not in known for p in module.parameters()):
+                raise ValueError(
+                    f"the {role} uses the module '{name}' without a word to Pyro, so that it would not "
+                    f"be learned: call pyro.module('{name}', {name}) in it, pass the module itself, or "
+                    "call its requires_grad_(False)."
+                )
+
+
 def bind(
     model: Callable, guide: Callable | None, *data: Tensor
 ) -> tuple[Callable, Callable | None]:
@@ -69,6 +94,15 @@ def bind(
         check(model, guide, *data)
     owned = modules(model, guide)
     return scope.bind(model, owned), None if guide is None else scope.bind(guide, owned)
+
+
+def check_schedule(objective: Callable, kl_schedule: Callable | None) -> None:
+    """Raises a ``ValueError`` where a schedule has no divergence to weigh."""
+    if kl_schedule is not None and "kl_weight" not in inspect.signature(objective).parameters:
+        raise ValueError(
+            f"'kl_schedule' needs an objective with a 'kl_weight', which {objective_name(objective)} "
+            "has not: use 'elbo'."
+        )
 
 
 def explain(

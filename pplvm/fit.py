@@ -2,7 +2,6 @@
 
 __all__ = ["Fit", "fit", "load"]
 
-import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -28,7 +27,7 @@ from pplvm.batches import (
     resolve_device,
 )
 from pplvm.compile import MODES
-from pplvm.contract import check, objective_name, objective_parts
+from pplvm.contract import check, check_schedule, objective_name, objective_parts
 from pplvm.draws import Draws
 from pplvm.likelihood import LogMarginal, log_marginal
 from pplvm.loop import HeldOut, Saver, read_fit, train
@@ -144,8 +143,9 @@ def fit(
 ) -> Fit:
     """Learns the parameters of a model and a guide by stochastic gradient steps.
 
-    The same arguments give the same result bit for bit on one machine, whatever runs before
-    or beside it. Interrupted by Ctrl-C, it returns what it has.
+    The same arguments give the same result on one machine, whatever runs before or beside it:
+    bit for bit, or to rounding where ``compile`` is "auto" and so depends on the time that steps
+    take. Interrupted by Ctrl-C, it returns what it has.
 
     Args:
         model: The story, a function or module; what it learns is learned in a copy.
@@ -197,7 +197,7 @@ def fit(
     _check_callable("objective", objective, "a function of pplvm.objectives or an ELBO object")
     if guide is not None:
         _check_callable("guide", guide, "a function, a module or None")
-    _check_schedule(objective, kl_schedule)
+    check_schedule(objective, kl_schedule)
     if compile not in MODES:
         raise ValueError(f"'compile' should be one of {MODES}, got {compile!r}.")
     convert = partial(as_tensor, dtype=floating_dtype(model, guide), device=place)
@@ -328,14 +328,6 @@ def _num_steps(num_steps: int | None, num_epochs: int | None, batches: Batches) 
     if num_steps is not None and num_epochs is not None:
         raise ValueError("'num_steps' and 'num_epochs' say the same thing twice: give one of them.")
     return num_epochs * batches.per_epoch if num_epochs else num_steps or 1000
-
-
-def _check_schedule(objective: Callable, kl_schedule: Callable | None) -> None:
-    if kl_schedule is not None and "kl_weight" not in inspect.signature(objective).parameters:
-        raise ValueError(
-            f"'kl_schedule' needs an objective with a 'kl_weight', which {objective_name(objective)} "
-            "has not: use 'elbo'."
-        )
 
 
 def _check_default_guide(model: Callable, batches: Batches) -> None:

@@ -72,7 +72,8 @@ def train(
                 shown.update()
                 if run.gradients.choice != choice:
                     choice = run.gradients.choice
-                    shown.write(f"pplvm: compile = {choice}", file=sys.stderr)
+                    if not quiet and not choice.startswith("off"):
+                        shown.write(f"pplvm: compile = {choice}", file=sys.stderr)
                 if run.step_count % 50 == 0:
                     shown.set_postfix(bound=f"{bound:.3f}", refresh=False)
                 if held_out is not None and run.step_count % held_out.every == 0:

@@ -91,7 +91,7 @@ def nuts(
     else:
         calls = num_chains * (num_warmup + num_samples) * _GRADIENTS
         potential = Potential(model, *data, mode=compile, num_calls=calls)
-        _ = potential.native  # so that what is compiled is compiled here
+        potential.prepare()
         ready = time.perf_counter()
         points, stats = nuts_nutpie.sample(potential, *size)
         settings |= _seconds(start, ready)
@@ -136,7 +136,7 @@ def chees(
     model, data, sites = _prepare(model, resolve_device(device), *data)
     calls = num_chains * (num_warmup + num_samples) * _GRADIENTS
     potential = Potential(model, *data, mode=compile, num_calls=calls)
-    rows, ready = potential.rows(num_chains), time.perf_counter()
+    rows, ready = potential.prepare(num_chains), time.perf_counter()
     generator = torch.Generator(potential.device).manual_seed(seed)
     steps = chees_hmc(
         rows, potential.starts(rows, num_chains, mix(seed, 3)),
@@ -202,10 +202,13 @@ def _prepare(
     sites = {n: s for n, s in traces.look(model, *data).items() if s.kind == "latent"}
     with torch.random.fork_rng():
         shapes = traces.unconstrained_shapes(model, *data)  # or an error that names the site
-    if not shapes:
+    if not shapes and sites:
         raise ValueError(
-            "the model has no continuous latent site: there is nothing for a chain to move."
+            f"the latents {sorted(sites)} are all discrete: there is nothing for a chain to move, so "
+            "fit with 'reweighted_wake_sleep'."
         )
+    if not shapes:
+        raise ValueError("the model has no latent site: there is nothing for a chain to move.")
     return model, data, sites
 
 

@@ -133,7 +133,7 @@ def _unpack(trace: tuple[list, list], num_samples: int) -> tuple[Tensor, dict[st
     for draws, statistics in zip(*trace, strict=True):
         kept = ~statistics.column("tuning").to_numpy()
         x = pyarrow.array(draws.column(_NAME)).flatten().to_numpy()
-        chains.append(torch.tensor(x.reshape(len(kept), -1)[kept]))
+        chains.append(torch.tensor(x.reshape(len(kept), -1 if len(kept) else 0)[kept]))
         for name, theirs in _STATISTICS.items():
             column = statistics.column(theirs).to_numpy()[kept]
             columns[name].append(torch.as_tensor(column.astype(_type_of(column))))

@@ -107,24 +107,37 @@ class Potential:
         names = [name for name, term in terms.items() if not torch.isfinite(term)]
         return names[0] if names else next(iter(self.shapes))
 
+    def _own(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(traces.constrained(self.model, self.split(x), *self.data).values())
+
+    @cached_property
+    def _spread(self) -> Callable[[Tensor], tuple[Tensor, ...]]:
+        """Maps points (S, D) to each latent on its own scale, (S, plates…, event…)."""
+        point = torch.zeros(1, self.dim, dtype=torch.float64, device=self.device)
+        try:
+            traced = trace(self._own, point[0])
+            spread = torch.func.vmap(lambda x: traced.module(x, *traced.constants))
+            spread(point)
+        except (NotTraceableError, RuntimeError):  # slow, but right
+            return lambda rows: [torch.stack(v) for v in zip(*map(self._own, rows), strict=True)]
+        return spread
+
     def constrain(self, draws: Tensor) -> dict[str, Tensor]:
         """Puts draws (C, S, D) on the latents' own scale, (C, S, plates…, event…) each."""
-        C, S, _ = draws.shape
-        flat = draws.flatten(0, 1)
-
-        def own(x: Tensor) -> tuple[Tensor, ...]:
-            return tuple(traces.constrained(self.model, self.split(x), *self.data).values())
-
+        wide = max(1, _PART // max(self.dim, *(x.numel() for x in self.data)))
         with torch.no_grad(), pyro.validation_enabled(False):
-            wide = max(1, _PART // max(self.dim, *(x.numel() for x in self.data)))
-            try:
-                traced = trace(own, flat[0])
-                spread = torch.func.vmap(lambda x: traced.module(x, *traced.constants))
-                parts = [spread(part) for part in flat.split(wide)]
-                columns = [torch.cat(column) for column in zip(*parts, strict=True)]
-            except (NotTraceableError, RuntimeError):  # slow, but right
-                columns = [torch.stack(column) for column in zip(*map(own, flat), strict=True)]
-        return {n: v.unflatten(0, (C, S)) for n, v in zip(self.shapes, columns, strict=True)}
+            parts = [self._spread(part) for part in draws.flatten(0, 1).split(wide)]
+        columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+        size = draws.shape[:2]
+        return {n: v.unflatten(0, size) for n, v in zip(self.shapes, columns, strict=True)}
+
+    def prepare(self, num_rows: int | None = None) -> Gradient:
+        """Traces and compiles all that sampling needs, and returns the gradient of one or many."""
+        _ = self._spread
+        if num_rows is not None:
+            return self.rows(num_rows)
+        _ = self.native
+        return self.single
 
     # ---- fast ----
 
@@ -181,7 +194,8 @@ class Potential:
         if mode != "inductor":
             return graph
         try:
-            compiled = traced.compiled(num_threads=1)  # chains have the other cores
+            # One point at a time leaves the other cores to the other chains.
+            compiled = traced.compiled(num_threads=1 if num_rows is None else None)
             self._compare(compiled, num_rows)
         except NotTraceableError as error:
             self.choice = f"graph: {error}"

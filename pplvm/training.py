@@ -15,9 +15,9 @@ from torch.optim import Optimizer
 
 from pplvm import traces
 from pplvm.batches import Batches
-from pplvm.contract import check
+from pplvm.contract import check, check_closures, check_minibatches
 from pplvm.gradients import Gradients
-from pplvm.parameters import Scope, closed_over, leaves, modules
+from pplvm.parameters import Scope, leaves, modules
 from pplvm.traces import Program
 from pplvm.types import Estimate
 from pplvm.updates import update
@@ -83,8 +83,9 @@ class Run:
             self._nesting = traces.nesting(self.model, self.guide, *first)
             self.scope.adopt(modules(self.model, self.guide))
             self.parameters = leaves(self.model, self.guide)
-            _check_minibatches(self.model, batches, *first)
-            _check_closures(self.model, self.guide, self.parameters)
+            if batches.per_epoch > 1:
+                check_minibatches(self.model, *first)
+            check_closures(self.model, self.guide, self.parameters)
         if not self.parameters:
             raise ValueError(
                 "neither model nor guide has a parameter to learn: use nn.Parameter or pyro.param, "
@@ -283,31 +284,6 @@ class Run:
         self.best, self.best_step = state["best"], state["best_step"]
         self.step_count = state["step"]
         self.history = History(**state["history"])
-
-
-def _check_minibatches(model: Callable, batches: Batches, *data: Tensor) -> None:
-    if batches.per_epoch == 1:
-        return
-    for site in traces.look(model, *data).values():
-        if site.kind == "observed" and not traces.in_data_plate(site):
-            raise ValueError(
-                f"site '{site.name}' is observed outside plate 'data' (it is in "
-                f"{[name for name, _, _ in site.plates]}), so minibatches cannot be scaled: observe it "
-                "inside plate('data', len(x), dim=-1), or leave out 'batch_size'."
-            )
-
-
-def _check_closures(model: Callable, guide: Callable, learned: dict[str, Tensor]) -> None:
-    """Raises a ``ValueError`` if a function holds a module whose parameters nobody would learn."""
-    known = {id(p) for p in learned.values()}
-    for role, program in (("model", model), ("guide", guide)):
-        for name, module in closed_over(program).items():
-            if any(p.requires_grad and id(p) not in known for p in module.parameters()):
-                raise ValueError(
-                    f"the {role} uses the module '{name}' without a word to Pyro, so that it would not "
-                    f"be learned: call pyro.module('{name}', {name}) in it, pass the module itself, or "
-                    "call its requires_grad_(False)."
-                )
 
 
 def _num_particles(objective: Callable) -> int:

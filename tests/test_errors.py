@@ -236,9 +236,16 @@ CASES: dict[str, tuple[Callable, list[str]]] = {
     # ---- NUTS ----
     "discrete for nuts": (
         lambda: nuts(of_oracle(discrete).model, torch.ones(4)),
-        ["'k'", "Categorical", "discrete", "'reweighted_wake_sleep'"],
+        ["'k'", "all discrete", "'reweighted_wake_sleep'"],
     ),
-    "nothing for nuts": (lambda: nuts(without_latents, X1), ["no continuous latent", "NUTS"]),
+    "nothing for nuts": (
+        lambda: nuts(without_latents, X1), ["no latent site", "nothing for a chain to move"],
+    ),
+    "a poor backend": (lambda: nuts(story(), X1, backend="stan"), ["'backend'", "nutpie", "'stan'"]),
+    "a poor compile": (lambda: nuts(story(), X1, compile="fast"), ["'compile'", "auto", "'fast'"]),
+    "a lone chain": (
+        lambda: pplvm.chees(story(), X1, num_chains=1), ["'num_chains'", "at least 2", "got 1"],
+    ),
     "no chains": (lambda: nuts(story(), X1, num_chains=0), ["'num_chains'", "at least 1", "got 0"]),
     "no draws": (lambda: nuts(story(), X1, num_samples=0), ["'num_samples'", "at least 1"]),
     "warmup": (lambda: nuts(story(), X1, num_warmup=-1), ["'num_warmup'", "at least 0", "-1"]),
