@@ -250,6 +250,16 @@ def test_acceptance_is_near_its_target(aim):
     assert rate.mean() > aim + 0.01  # an arithmetic mean is above a harmonic one
 
 
+def test_rare_rejections_that_no_step_prevents_do_not_freeze_all_chains():
+    def potential(x: Tensor) -> tuple[Tensor, Tensor]:
+        holes = (x[:, 0] * 1e4).frac().abs() < 0.01  # a hundredth of all ends
+        return torch.where(holes, math.nan, 0.5 * x.square().sum(-1)), x
+
+    initial = (uniform(256, 5) * 1e4).round() / 1e4 + 0.5e-4  # beside the holes
+    steps = transitions(potential, initial, num_samples=1, max_num_steps=50)
+    assert steps[-1].step_size > 0.4
+
+
 def test_scales_are_learned_over_six_orders_of_magnitude():
     target = TARGETS["badly scaled"]()
     steps = transitions(target.potential, uniform(64, 7), num_samples=100)
@@ -277,7 +287,9 @@ def test_the_slope_is_that_of_the_criterion():
     """Which is D sin²t for exact trajectories of a Gaussian. False alarm: 3 at 4 errors, 2e-4."""
     C, mean, scale = 40_000, torch.tensor([5.0, -1.0, 0.0]), torch.tensor([0.1, 1.0, 10.0])
     spread = scale / 2**0.5
-    tuning = chees._Tuning(torch.stack([mean - spread, mean + spread]), 0.8, 100)
+    tuning = chees._Tuning(torch.zeros(2, 3), 0.8, 100)
+    for _ in range(200):
+        tuning.update_scale(torch.stack([mean - spread, mean + spread]))
     z, p = torch.randn(C, 3), torch.randn(C, 3)
     for t in (0.3, 1.0, 2.0):
         end, velocity = z * math.cos(t) + p * math.sin(t), p * math.cos(t) - z * math.sin(t)
