@@ -74,7 +74,7 @@ class Gradients:
         Args:
             batch: The arguments of the objective.
             weight: The weight of the divergence, None where there is no schedule.
-            num_left: How many more batches of this shape are to come.
+            num_left: Says how many more batches of this shape are to come.
         """
         if self.mode == "off":
             return self.eager(batch, weight)
@@ -82,7 +82,7 @@ class Gradients:
         if key not in self._fast:
             if self.mode == "auto" and len(self._calls.get(key, [])) < _TIMED:
                 return self.eager(batch, weight)
-            self._fast[key] = self._prepare(batch, weight, num_left)
+            self._fast[key] = self._prepare(batch, weight, num_left(batch))
         fast = self._fast.get(key)
         if fast is None:
             return self.eager(batch, weight)

@@ -122,7 +122,7 @@ class Run:
             if epoch == 0:
                 found = self.gradients.eager(batch, weight, validate=True)
             else:
-                found = self.gradients(batch, weight, self._num_left(batch))
+                found = self.gradients(batch, weight, self._num_left)
         except traces.SupportError:  # the data's fault
             raise
         except ValueError as error:  # Pyro's own word on NaN parameters names no step

@@ -46,6 +46,7 @@ class _PlainAdam:
     def __init__(self, optimizer: Adam, parameters: list[Tensor]) -> None:
         self.optimizer, self.parameters = optimizer, parameters
         self._moments: tuple[list[Tensor], ...] = ([], [], [])  # first, second, steps taken
+        self._taken = torch.zeros(0)  # the steps again: they are views of it
 
     def ready(self) -> bool:
         """Whether the optimiser has its state, the one that is known here, and nobody watches."""
@@ -59,6 +60,10 @@ class _PlainAdam:
             states = [optimizer.state.get(p, {}) for p in self.parameters]
             if not all(states):
                 return False
+            # One tensor to count in, as torch's own way of counting takes longer than the step.
+            self._taken = torch.stack([state["step"] for state in states])
+            for state, taken in zip(states, self._taken, strict=True):
+                state["step"] = taken
             self._moments = tuple(
                 [state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step")
             )
@@ -69,7 +74,7 @@ class _PlainAdam:
         """Does what ``torch.optim.Adam.step`` comes to."""
         group = self.optimizer.param_groups[0]
         first, second, steps = self._moments
-        torch._foreach_add_(steps, 1)
+        self._taken.add_(1)
         torch._fused_adam_(
             self.parameters,
             grads,

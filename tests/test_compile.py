@@ -56,9 +56,9 @@ def gradients(run: Run, seed: int = 3) -> tuple:
     """The gradient by the trace, and eagerly, by the same draws."""
     batch = run.batches.first()
     with run.scope():
-        run.gradients(batch, None, 10)  # traced here
+        run.gradients(batch, None, lambda _: 10)  # traced here
         torch.manual_seed(seed)
-        fast = run.gradients(batch, None, 10)
+        fast = run.gradients(batch, None, lambda _: 10)
         torch.manual_seed(seed)
         return fast, run.gradients.eager(batch, None)
 
@@ -153,7 +153,7 @@ def test_draws_are_fresh_and_follow_the_seed():
     run = start(story, elbo, "graph")
     batch = run.batches.first()
     with run.scope():
-        values = [run.gradients(batch, None, 9).bound for _ in range(3)]
+        values = [run.gradients(batch, None, lambda _: 9).bound for _ in range(3)]
     assert len(set(values)) == 3
 
 
