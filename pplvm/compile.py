@@ -38,8 +38,9 @@ MODES = ("auto", "inductor", "graph", "off")
 # Seconds that inductor takes to start, and for each operation; seconds of Python that it spares
 # for each operation. Rough, from stories of 30 to 600 operations on one core.
 _START, _EACH, _SPARED = 3.0, 0.02, 3e-6
-# Operations from which on there are kernels enough to compile for headers to be prepared.
-_MANY = 200
+# Products and draws, between which inductor's kernels end, from which on there are kernels enough
+# for headers to be prepared: that takes three seconds once, and then spares one for each kernel.
+_MANY = 4
 # Compiled graphs that are kept, the latest of them.
 _COMPILED: dict[tuple, Callable] = {}
 _KEPT = 64
@@ -165,8 +166,7 @@ def _compile(
 ) -> Callable[[list[Tensor]], tuple[Tensor, ...]]:
     options = {
         "fallback_random": True,  # torch's own random numbers, the same as uncompiled
-        # They take three seconds once, and then spare one for each kernel.
-        "cpp_cache_precompile_headers": len(module.graph.nodes) > _MANY,
+        "cpp_cache_precompile_headers": sum(map(_ends_kernel, module.graph.nodes)) >= _MANY,
         "cpp.vec_isa_ok": True,  # the processor's own word: no trial compilations
         "cpp.threads": num_threads,
         "size_asserts": False,  # they take as long as the smallest kernels
@@ -198,6 +198,14 @@ def _compile(
         for a, b in zip(want, got, strict=True)
     )
     return code if plain else lambda given: wrapped(*given)
+
+
+def _ends_kernel(node: fx.Node) -> bool:
+    return node.target in (
+        aten.mm.default,
+        aten.addmm.default,
+        aten.bmm.default,
+    ) or torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
 def _seeded(function: Callable, *inputs: Tensor) -> tuple[Tensor, ...]:

@@ -100,9 +100,11 @@ class Native:
     """
 
     def __init__(self, plan: np.ndarray, held: Any) -> None:
+        from torch._inductor import config
         from torch._inductor.codecache import CppCodeCache
 
-        self._library = CppCodeCache.load(_SOURCE)
+        with config.patch({"cpp_cache_precompile_headers": False, "cpp.vec_isa_ok": True}):
+            self._library = CppCodeCache.load(_SOURCE)
         self.plan, self._held = plan, held
 
     def address(self, name: str) -> int:
