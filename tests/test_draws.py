@@ -208,7 +208,7 @@ def test_groups_and_dims_of_chains(chains):
     assert tree.posterior.sizes["chain"] == 2
     assert tree.posterior.sizes["draw"] == 20
     assert set(tree.sample_stats.data_vars) == {
-        "diverging", "energy", "tree_depth", "step_size", "acceptance_rate"
+        "diverging", "energy", "tree_depth", "n_steps", "step_size", "acceptance_rate"
     }  # fmt: skip
 
 
