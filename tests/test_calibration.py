@@ -211,13 +211,13 @@ STORIES = {
 @pytest.mark.parametrize("name", STORIES)
 def test_nutpie_is_calibrated(name):
     """False alarm: 1e-4 for each."""
-    assert p_value(calibrate(by_nuts, *STORIES[name], 192)) > 1e-4
+    assert p_value(calibrate(by_nuts, *STORIES[name], 160)) > 1e-4
 
 
 def test_the_sampler_of_pyro_is_calibrated():
     """False alarm: 1e-4."""
     by_pyro = partial(by_nuts, backend="pyro", compile="auto", num_samples=3 * RANKED)
-    assert p_value(calibrate(by_pyro, *STORIES["overdispersed"], 64)) > 1e-4
+    assert p_value(calibrate(by_pyro, *STORIES["overdispersed"], 48)) > 1e-4
 
 
 def test_chees_is_calibrated():
