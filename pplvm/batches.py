@@ -53,6 +53,13 @@ def check_count(name: str, value: int, least: int = 1) -> None:
         raise ValueError(f"'{name}' should be at least {least} and whole, got {value!r}.")
 
 
+def check_seed(seed: int) -> None:
+    """Raises a ``ValueError`` unless a seed is a whole number that random states can hold."""
+    check_count("seed", seed, least=0)
+    if seed >= 2**63:
+        raise ValueError(f"'seed' should be below 2**63, got {seed}.")
+
+
 def as_tensors(data: Sequence[Array], *programs: Callable) -> tuple[Tensor, ...]:
     """Returns data as tensors where they are, floating ones in the dtype of the programs."""
     dtype, cpu = floating_dtype(*programs), torch.device("cpu")

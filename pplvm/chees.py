@@ -43,6 +43,7 @@ _QUICK, _STEADY = 0.05, 0.2
 # Where adaptation begins: about the best T, 2.25, for a standard Gaussian, and a step that few
 # dims bear; where it is far too long, dual averaging takes it down a thousandfold in 4 iterations.
 _FIRST_LENGTH, _FIRST_STEP = 2.0, 1.0
+_CROWD = 16  # chains by whose potentials one of them can be called astray
 _SETTLING_STEPS = 32  # the most steps a trajectory while scales may be wrong by orders of magnitude
 
 
@@ -98,7 +99,8 @@ def chees_hmc(
             It returns what is not finite where the density is zero; such moves are rejected.
         initial: Where the chains start, (C, D), best spread about; C ≥ 2, and better 64 or more.
         num_warmup: Iterations of adaptation: a fifth settles the scales near the typical set, then
-            the trajectory length is learned too, and a fifth tunes the step size alone. Strong
+            the trajectory length is learned too, and a fifth tunes the step size alone. Before
+            each of the last two, chains that are stuck or astray begin again where others are. Strong
             correlations, or fewer than 16 chains, deserve 500; easy targets need 100.
         num_samples: The number of iterations after that, with all adaptation frozen.
         generator: Of all the noise, on the device of ``initial``.
@@ -117,8 +119,9 @@ def chees_hmc(
     tuning = _Tuning(initial, target_accept, learned - settled)
     still = torch.zeros_like(state.potential)  # (C,) rejections in a row
     for i in range(num_warmup + num_samples):
+        if i in (settled, learned):
+            state = _rescue(state, (still > settled // 2) | _astray(state.potential), generator)
         if i == settled:
-            state = _rescue(state, still > settled // 2, generator)
             tuning.step.restart(tuning.step.mean, _STEADY)
         if i == learned:
             tuning.freeze_length()
@@ -244,6 +247,16 @@ def _log_variance(position: Tensor, instead: Tensor) -> Tensor:
     """Returns the log-variance of each coordinate over the chains, (D,), where there is any."""
     variance = position.var(0)
     return torch.where(variance > 0, variance.log(), instead)
+
+
+def _astray(potential: Tensor) -> Tensor:
+    """Finds the chains in a local mode of next to no mass, by their potentials (C,).
+
+    They are further above the median than ten times the median is above the least. Of a Gaussian
+    and 64 chains that is by some 23 standard deviations of the potential.
+    """
+    median = potential.median()
+    return (potential - median > 10 * (median - potential.min())) & (len(potential) >= _CROWD)
 
 
 def _rescue(state: _State, stuck: Tensor, generator: torch.Generator) -> _State:

@@ -23,6 +23,7 @@ from pplvm.batches import (
     as_tensor,
     check_count,
     check_data,
+    check_seed,
     floating_dtype,
     resolve_device,
 )
@@ -308,7 +309,7 @@ def _check_callable(name: str, value: Any, what: str) -> None:
 def _check_numbers(
     counts: dict[str, int | None], rates: dict[str, float | None], seed: int
 ) -> None:
-    check_count("seed", seed, least=0)
+    check_seed(seed)
     for name, value in counts.items():
         if value is not None:
             check_count(name, value)

@@ -124,7 +124,7 @@ class Gradients:
                 return self._give_up("the traced gradient differs from the eager one")
         except NotTraceableError as error:
             return self._give_up(str(error))
-        mode, why = choose(self.mode, num_left, self._seconds(fast, batch, weight), fast.size)
+        mode, why = choose(self.mode, num_left, self._seconds(fast, batch, weight), fast.traced)
         if mode == "inductor":
             try:
                 compiled = fast.compiled()
@@ -229,11 +229,11 @@ class _Fast:
     """A traced gradient, as a graph or compiled."""
 
     def __init__(self, traced: Traced, unseen: list[bool], function: Callable) -> None:
-        self._traced, self._unseen, self._function = traced, unseen, function
-        self.size, self.calls, self._some_unseen = traced.size, 0, any(unseen)
+        self.traced, self._unseen, self._function = traced, unseen, function
+        self.calls, self._some_unseen = 0, any(unseen)
 
     def compiled(self) -> "_Fast":
-        return _Fast(self._traced, self._unseen, self._traced.compiled())
+        return _Fast(self.traced, self._unseen, self.traced.compiled())
 
     def __call__(
         self, parameters: list[Tensor], batch: tuple[Tensor, ...], weight: float | None

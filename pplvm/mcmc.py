@@ -27,6 +27,7 @@ from pplvm.batches import (
     as_tensor,
     check_count,
     check_data,
+    check_seed,
     floating_dtype,
     mix,
     resolve_device,
@@ -58,7 +59,7 @@ def nuts(
 ) -> Draws:
     """Samples the posterior of the latents at the model's parameters.
 
-    Interrupted by Ctrl-C, it returns the draws so far.
+    Interrupted by Ctrl-C, it returns the draws so far, without chains that have few or none.
 
     Args:
         model: A story. Its parameters stay as they are. Discrete latents that have finitely many
@@ -86,6 +87,7 @@ def nuts(
         "seed": seed,
     }  # fmt: skip
     if backend == "pyro":
+        Potential(model, *data).start(torch.Generator().manual_seed(seed))  # or an error of ours
         values, stats = nuts_pyro.sample(model, data, *size)
         settings |= {"method": "NUTS (Pyro)", "compile": "off: Pyro's own"}
     else:
@@ -95,8 +97,10 @@ def nuts(
         ready = time.perf_counter()
         points, stats = nuts_nutpie.sample(potential, *size)
         settings |= _seconds(start, ready)
-        if points.shape[1] < num_samples:
-            print(f"pplvm: interrupted; kept {points.shape[1]} draws a chain.", file=sys.stderr)
+        kept, length = points.shape[:2]
+        if kept < num_chains or length < num_samples:
+            chains = f"of {kept} of {num_chains} chains" if kept < num_chains else "a chain"
+            print(f"pplvm: interrupted; kept {length} draws {chains}.", file=sys.stderr)
         values = potential.constrain(points)
         settings |= {"method": "NUTS (nutpie)", "compile": potential.choice}
     return _draws(model, data, sites, values, stats, settings, start)
@@ -181,7 +185,7 @@ def _check_options(counts: dict[str, int], num_warmup: int, seed: int) -> None:
     for name, value in counts.items():
         check_count(name, value)
     check_count("num_warmup", num_warmup, least=0)
-    check_count("seed", seed, least=0)
+    check_seed(seed)
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

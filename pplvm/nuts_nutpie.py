@@ -42,12 +42,17 @@ def sample(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Returns draws (C, S, D) on the unconstrained scale, and statistics (C, S).
 
-    Interrupted, it returns as many draws as every chain has, or raises ``KeyboardInterrupt`` if
-    one of them has none yet.
+    Interrupted, it returns the most draws that chains of one length make, C being the number of
+    those chains, or raises ``KeyboardInterrupt`` if none has any yet.
     """
     potential.start(torch.Generator().manual_seed(seed))  # or an error of ours
     native = potential.native
-    model = _OfPointers({}, potential) if native is not None else _of_python(potential)
+    one_by_one = threading.Lock()  # nutpie asks from several threads, where Pyro lives in one
+    start = _start(potential, one_by_one)
+    if native is not None:
+        model = _OfPointers({}, potential, start)
+    else:
+        model = _of_python(potential, start, one_by_one)
     sampler = nutpie.sample(
         model,
         draws=num_samples,
@@ -63,7 +68,7 @@ def sample(
         found = sampler.wait()
     except KeyboardInterrupt:
         found = sampler.abort()
-    return _unpack(found.get_arrow_trace(), num_samples)
+    return _unpack(found.get_arrow_trace())
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,7 @@ class _OfPointers(CompiledModel):
     """A density and its gradient as a C function: chains run in threads, without Python."""
 
     potential: Potential
+    start: Callable[[int], np.ndarray]
 
     @property
     def coords(self) -> dict:
@@ -90,17 +96,16 @@ class _OfPointers(CompiledModel):
         copy = _lib.ExpandFunc(self.n_dim, self.n_dim, native.address("copy"), plan, native)
         sizes, shape = {"dim": self.n_dim}, [(self.n_dim,)]
         names = _lib.PyVariable.new_variables([_NAME], ["float64"], shape, sizes, {_NAME: ("dim",)})
-        model = _lib.PyMcModel(
-            density, copy, names, self.n_dim, sizes, {}, _starts(self.potential), None
-        )
+        model = _lib.PyMcModel(density, copy, names, self.n_dim, sizes, {}, self.start, None)
         return _lib.PySampler.from_pymc(settings, cores, model, progress_type, store)
 
 
-def _of_python(potential: Potential) -> CompiledModel:
-    single = potential.single
-
+def _of_python(
+    potential: Potential, start: Callable[[int], np.ndarray], one_by_one: threading.Lock
+) -> CompiledModel:
     def log_density(x: np.ndarray) -> tuple[float, np.ndarray]:
-        value, gradient = single(torch.from_numpy(x))
+        with one_by_one:
+            value, gradient = potential.single(torch.from_numpy(x))
         return -value.item(), -gradient.numpy()
 
     return from_pyfunc(
@@ -112,13 +117,11 @@ def _of_python(potential: Potential) -> CompiledModel:
         [_NAME],
         coords={"dim": np.arange(potential.dim)},
         dims={_NAME: ("dim",)},
-        make_initial_point_fn=_starts(potential),
+        make_initial_point_fn=start,
     )
 
 
-def _starts(potential: Potential) -> Callable[[int], np.ndarray]:
-    one_by_one = threading.Lock()  # nutpie asks from several threads, where Pyro lives in one
-
+def _start(potential: Potential, one_by_one: threading.Lock) -> Callable[[int], np.ndarray]:
     def start(seed: int) -> np.ndarray:
         generator = torch.Generator().manual_seed(seed % 2**63)
         with one_by_one:
@@ -127,8 +130,8 @@ def _starts(potential: Potential) -> Callable[[int], np.ndarray]:
     return start
 
 
-def _unpack(trace: tuple[list, list], num_samples: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """Returns the draws after the warm-up that all chains have."""
+def _unpack(trace: tuple[list, list]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Returns the draws after the warm-up, of chains cut to the length that keeps the most."""
     chains, columns = [], {name: [] for name in _STATISTICS}
     for draws, statistics in zip(*trace, strict=True):
         kept = ~statistics.column("tuning").to_numpy()
@@ -137,11 +140,15 @@ def _unpack(trace: tuple[list, list], num_samples: int) -> tuple[Tensor, dict[st
         for name, theirs in _STATISTICS.items():
             column = statistics.column(theirs).to_numpy()[kept]
             columns[name].append(torch.as_tensor(column.astype(_type_of(column))))
-    least = min(len(chain) for chain in chains)
-    if least == 0 and num_samples > 0:
+    lengths = [len(chain) for chain in chains]
+    length = max(lengths, key=lambda least: sum(least for n in lengths if n >= least))
+    if length == 0:
         raise KeyboardInterrupt
-    cut = {name: torch.stack([c[:least] for c in parts]) for name, parts in columns.items()}
-    return torch.stack([chain[:least] for chain in chains]), cut
+
+    def stacked(parts: list[Tensor]) -> Tensor:
+        return torch.stack([part[:length] for part in parts if len(part) >= length])
+
+    return stacked(chains), {name: stacked(parts) for name, parts in columns.items()}
 
 
 def _type_of(column: np.ndarray) -> str:

@@ -30,7 +30,7 @@ def sample(
     """
     workers = min(num_chains, cpu_count()) if is_portable(model) else 1
     dtype = torch.get_default_dtype()  # which a worker would not know
-    seeds = [seed * 1_000_003 + chain for chain in range(num_chains)]
+    seeds = [(seed * 1_000_003 + chain) % 2**63 for chain in range(num_chains)]
     jobs = (delayed(_chain)(model, data, s, num_warmup, num_samples, dtype) for s in seeds)
     found = []
     try:

@@ -189,7 +189,7 @@ class Potential:
         graph = traced.interpreted()
         start = time.perf_counter()
         graph(*traced.example)
-        mode, why = choose(self.mode, num_calls, time.perf_counter() - start, traced.size)
+        mode, why = choose(self.mode, num_calls, time.perf_counter() - start, traced)
         self.choice = f"{mode}: {why}"
         if mode != "inductor":
             return graph

@@ -339,6 +339,23 @@ def test_a_chain_beyond_rescue_begins_again_among_the_others():
     assert steps[-1].step_size > 0.1
 
 
+@pytest.mark.parametrize(("log_mass", "sd", "left"), [(-300.0, 1.0, 0), (0.0, 8.0, 16)])
+def test_chains_leave_a_local_mode_of_no_mass_and_only_that(log_mass, sd, left):
+    """A quarter of the chains begin in another mode, which a wider one of equal mass is."""
+
+    def potential(x: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.detach().requires_grad_()
+        near = -0.5 * x.square().sum(-1)
+        far = log_mass - 0.5 * ((x - 200.0) / sd).square().sum(-1) - 6 * math.log(sd)
+        value = -torch.logaddexp(near, far)
+        return value.detach(), torch.autograd.grad(value.sum(), x)[0]
+
+    initial = uniform(64, 6)
+    initial[:16] += 200.0
+    steps = transitions(potential, initial, num_warmup=100, num_samples=1)
+    assert int((steps[-1].position.mean(-1) > 100.0).sum()) == left
+
+
 def test_trajectories_are_jittered_alike_for_all_chains():
     fractions = [chees._jitter(i) for i in range(7)]
     assert fractions == [0.5, 0.25, 0.75, 0.125, 0.625, 0.375, 0.875]

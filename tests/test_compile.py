@@ -451,24 +451,31 @@ def test_rows_are_batched():
 
 
 @pytest.mark.parametrize(
-    ("num_calls", "seconds", "size", "want"),
+    ("num_calls", "seconds", "numbers", "want"),
     [
         (100, 1e-3, None, "off"),
         (100_000, 1e-3, None, "graph"),
-        (3_000, 5e-4, 100, "graph"),
-        (100_000, 5e-4, 100, "inductor"),
-        (100, 1.0, 100, "graph"),  # large operations: little of it is Python
+        (3_000, 5e-4, 10, "graph"),
+        (100_000, 5e-4, 10, "inductor"),
+        (3_000, 5e-3, 200_000, "inductor"),  # 20 million numbers need not go through memory
+        (100, 1.0, 10, "graph"),  # large operations: little of it is Python
     ],
 )
-def test_auto_takes_what_is_done_first(num_calls, seconds, size, want):
-    mode, why = choose("auto", num_calls, seconds, size)
+def test_auto_takes_what_is_done_first(num_calls, seconds, numbers, want):
+    def hundred(x: Tensor) -> tuple[Tensor]:
+        for _ in range(100):
+            x = x.sin()
+        return (x,)
+
+    traced = None if numbers is None else trace(hundred, torch.zeros(numbers))
+    mode, why = choose("auto", num_calls, seconds, traced)
     assert mode == want
     assert str(num_calls) in why
 
 
 @pytest.mark.parametrize("mode", ["inductor", "graph", "off"])
 def test_what_is_asked_for_is_taken(mode):
-    assert choose(mode, 1, 1e-9, 10**6)[0] == mode
+    assert choose(mode, 10**9, 1.0)[0] == mode
 
 
 def test_an_unknown_mode_is_refused():

@@ -280,6 +280,7 @@ CASES: dict[str, tuple[Callable, list[str]]] = {
     ),
     "both": (lambda: fit(x(), num_epochs=1), ["'num_steps'", "'num_epochs'", "one of them"]),
     "seed": (lambda: fit(x(), seed=-1), ["'seed'", "at least 0", "got -1"]),
+    "huge seed": (lambda: fit(x(), seed=2**63), ["'seed'", "below 2**63", "got 9223372036854775808"]),
     "validate_every": (
         lambda: fit(x(), validation=(x(),), validate_every=0), ["'validate_every'", "at least 1"],
     ),

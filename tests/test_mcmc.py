@@ -390,7 +390,9 @@ early, late = dict(num_warmup=20, num_samples=never), dict(num_warmup=never, num
 cases = {
     "nutpie": (pplvm.nuts, nuts | compiled | early),
     "nutpie, in the warm-up": (pplvm.nuts, nuts | compiled | late),
-    "nutpie, its second chain still to come": (pplvm.nuts, nuts | graph | late),
+    "nutpie, its second chain still to come": (pplvm.nuts, nuts | graph | early),
+    "nutpie, uncompiled": (pplvm.nuts, nuts | dict(compile="off") | early),
+    "nutpie, in the warm-up of the first": (pplvm.nuts, nuts | graph | late),
     "chees": (pplvm.chees, chees | graph | early),
     "chees, in the warm-up": (pplvm.chees, chees | graph | late),
 }
@@ -424,21 +426,29 @@ def interrupted() -> dict[str, tuple]:
     return {name: (found, said) for name, found, said in rows}
 
 
-@pytest.mark.parametrize(("case", "num_chains"), [("nutpie", 2), ("chees", 4)])
-def test_interrupted_it_keeps_the_draws_so_far(interrupted, case, num_chains):
+@pytest.mark.parametrize(
+    ("case", "num_chains", "of_what"),
+    [
+        ("nutpie", 2, "a chain"),
+        ("chees", 4, "a chain"),
+        ("nutpie, its second chain still to come", 1, "of 1 of 2 chains"),
+        ("nutpie, uncompiled", 1, "of 1 of 2 chains"),
+    ],
+)
+def test_interrupted_it_keeps_the_draws_so_far(interrupted, case, num_chains, of_what):
     (shapes, finite), said = interrupted[case]
     C, S = shapes[0]
     assert (C, finite) == (num_chains, True)
     assert 0 < S < 10_000_000
     assert all(shape == [C, S] for shape in shapes)
-    assert said == f"pplvm: interrupted; kept {S} draws a chain.\n"
+    assert said == f"pplvm: interrupted; kept {S} draws {of_what}.\n"
 
 
 @pytest.mark.parametrize(
     "case",
     [
         "nutpie, in the warm-up",
-        "nutpie, its second chain still to come",
+        "nutpie, in the warm-up of the first",
         "chees, in the warm-up",
     ],
 )
@@ -464,6 +474,9 @@ def discrete_alone(x: Tensor) -> Tensor:
 
 REFUSED = {
     "infinite for nuts": (lambda x: tiny(impossible, x), "not finite at 100 .*'barrier'"),
+    "infinite for Pyro": (
+        lambda x: pplvm.nuts(impossible, x, backend="pyro"), "not finite at 100 .*'barrier'"
+    ),
     "infinite for chees": (
         lambda x: tiny(impossible, x, sampler="chees"), "not finite at 100 .*'barrier'"
     ),
