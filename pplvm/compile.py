@@ -178,7 +178,7 @@ def _compile(
         "cpp_cache_precompile_headers": sum(map(_ends_kernel, module.graph.nodes)) >= _MANY,
         "cpp.vec_isa_ok": True,  # the processor's own word: no trial compilations
         "cpp.threads": num_threads,
-        "cpp.min_chunk_size": 8192,  # numbers for which it is worth waking another thread
+        "cpp.min_chunk_size": 60_000,  # numbers for which it is worth waking another thread
         "size_asserts": False,  # they take as long as the smallest kernels
         "alignment_asserts": False,
         "compile_threads": 1,  # in this process: no pool of others is left behind
