@@ -173,12 +173,15 @@ def compile_graph(
 def _compile(
     module: fx.GraphModule, inputs: tuple[Tensor, ...], num_threads: int
 ) -> Callable[[list[Tensor]], tuple[Tensor, ...]]:
+    ends = sum(map(_ends_kernel, module.graph.nodes))
     options = {
         "fallback_random": True,  # torch's own random numbers, the same as uncompiled
-        "cpp_cache_precompile_headers": sum(map(_ends_kernel, module.graph.nodes)) >= _MANY,
+        "cpp_cache_precompile_headers": ends >= _MANY,
         "cpp.vec_isa_ok": True,  # the processor's own word: no trial compilations
         "cpp.threads": num_threads,
-        "cpp.min_chunk_size": 60_000,  # numbers for which it is worth waking another thread
+        # Numbers for which it is worth sharing a loop with another thread: few while products of
+        # matrices keep that awake, many where it sleeps.
+        "cpp.min_chunk_size": 8192 if ends else 60_000,
         "size_asserts": False,  # they take as long as the smallest kernels
         "alignment_asserts": False,
         "compile_threads": 1,  # in this process: no pool of others is left behind
