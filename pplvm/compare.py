@@ -14,11 +14,10 @@ from torch import Tensor
 from pplvm import diagnostics, traces
 from pplvm.diagnostics import LEAST_ESS, MOST_KHAT, MOST_RHAT
 from pplvm.draws import Draws
-from pplvm.exact import Exact
 from pplvm.fit import Fit
 from pplvm.likelihood import LogMarginal
 from pplvm.parameters import Bound, module_of
-from pplvm.table import Answer, Row, Table
+from pplvm.table import Answer, Row, Table, Truth
 
 
 def compare(
@@ -131,7 +130,7 @@ def _(answer: Draws, name: str, draws: Draws, weights: None, seed: int) -> Row:
 
 
 @_row.register
-def _(answer: Exact, name: str, draws: Draws, weights: None, seed: int) -> Row:
+def _(answer: Truth, name: str, draws: Draws, weights: None, seed: int) -> Row:
     total = float(answer.log_marginal.sum()) / _units(draws)
     return Row(
         name,
@@ -147,7 +146,7 @@ def _(answer: Exact, name: str, draws: Draws, weights: None, seed: int) -> Row:
 
 def _reference(answers: Mapping[str, Answer], rows: Mapping[str, Row]) -> str | None:
     for name, answer in answers.items():
-        if isinstance(answer, Exact):
+        if isinstance(answer, Truth):
             return name
     healthy = [
         name
@@ -169,7 +168,7 @@ def _against(row: Row, draws: Draws, reference: Draws, truth: Answer) -> Row:
     own, true = (diagnostics.flatten(d, names).flatten(0, 1).double() for d in (draws, reference))
     low, high = (_quantiles(own, at) for at in ((0.25, 0.05), (0.75, 0.95)))  # (2, D)
     cover = ((true[:, None] >= low) & (true[:, None] <= high)).double().mean((0, 2))
-    if isinstance(truth, Exact):
+    if isinstance(truth, Truth):
         mean, sd = (
             torch.cat([part[n].double().flatten() for n in names])
             for part in (truth.mean, truth.sd)
@@ -228,7 +227,7 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 def _draws(answer: Answer, data: tuple[Tensor, ...], num_draws: int, seed: int) -> Draws:
     if isinstance(answer, Fit):
         return answer.draws(*data, num_draws=num_draws, seed=seed)
-    return answer.draws(num_draws=num_draws, seed=seed) if isinstance(answer, Exact) else answer
+    return answer.draws(num_draws=num_draws, seed=seed) if isinstance(answer, Truth) else answer
 
 
 def _check_same_sites(draws: Mapping[str, Draws]) -> None:

@@ -1,4 +1,4 @@
-r"""Exact posteriors of linear-Gaussian stories.
+r"""Exact posteriors: of discrete latents by summing them out, and of linear-Gaussian stories.
 
 A story is linear-Gaussian if its joint log-density is quadratic in its latents,
 
@@ -35,6 +35,7 @@ from pplvm import traces
 from pplvm.batches import as_tensor, check_data, floating_dtype
 from pplvm.contract import bind
 from pplvm.draws import Draws
+from pplvm.enumeration import Enumerated, enumerated
 from pplvm.parameters import module_of
 from pplvm.traces import Site, distribution_name
 
@@ -81,12 +82,12 @@ class Exact:
         )
 
 
-def exact(model: Callable, *data: Tensor) -> Exact:
+def exact(model: Callable, *data: Tensor) -> Exact | Enumerated:
     """Computes the exact posterior and log marginal likelihood at the model's parameters.
 
     Args:
-        model: A linear-Gaussian story; any other is a ``ValueError`` that says which site or
-            density is at fault.
+        model: A linear-Gaussian story, or one whose latents are all discrete with finitely many
+            states; any other is a ``ValueError`` that says which site or density is at fault.
         data: Its arguments, first axis N.
     """
     start = time.perf_counter()
@@ -108,7 +109,10 @@ def exact(model: Callable, *data: Tensor) -> Exact:
     return replace(found, model=model, data=given, seconds=time.perf_counter() - start)
 
 
-def _solve(model: Callable, *data: Tensor) -> Exact:
+def _solve(model: Callable, *data: Tensor) -> Exact | Enumerated:
+    kinds = {s.fn.support.is_discrete for s in _latent_sites(model, *data).values()}
+    if True in kinds:
+        return enumerated(model, *data)
     sites = _latents(model, *data)
     per_datum = traces.factorises(model, data=data)
 
@@ -166,10 +170,15 @@ def _double_by_default() -> Iterator[None]:
         torch.set_default_dtype(former)
 
 
-def _latents(model: Callable, *data: Tensor) -> dict[str, Site]:
+def _latent_sites(model: Callable, *data: Tensor) -> dict[str, Site]:
     sites = {n: s for n, s in traces.look(model, *data).items() if s.kind == "latent"}
     if not sites:
         raise ValueError("the model has no latent site: there is no posterior to compute.")
+    return sites
+
+
+def _latents(model: Callable, *data: Tensor) -> dict[str, Site]:
+    sites = _latent_sites(model, *data)
     for name, site in sites.items():
         support = site.fn.support
         while hasattr(support, "base_constraint"):

@@ -17,9 +17,8 @@ from matplotlib.figure import Figure
 
 from pplvm import traces
 from pplvm.diagnostics import MOST_KHAT
-from pplvm.exact import Exact
 from pplvm.fit import Fit
-from pplvm.table import Table
+from pplvm.table import Table, Truth
 from pplvm.training import History
 
 WIDTH = 10.0  # inches, of every figure
@@ -48,7 +47,7 @@ def style() -> Iterator[None]:
 
 def colours(table: Table) -> dict[str, str]:
     """Returns one colour for each answer; black is for the exact."""
-    inexact = [name for name, answer in table.answers.items() if not isinstance(answer, Exact)]
+    inexact = [name for name, answer in table.answers.items() if not isinstance(answer, Truth)]
     found = dict(zip(inexact, itertools.cycle(_PALETTE), strict=False))
     return {name: found.get(name, "black") for name in table.answers}
 
@@ -59,7 +58,7 @@ def colours(table: Table) -> dict[str, str]:
 def learning_curves(table: Table) -> Figure:
     """Draws the bound of every fit against steps and against seconds."""
     fits = {n: a for n, a in table.answers.items() if isinstance(a, Fit) and a.history.bound}
-    truth = [(n, table[n].log_marginal) for n, a in table.answers.items() if isinstance(a, Exact)]
+    truth = [(n, table[n].log_marginal) for n, a in table.answers.items() if isinstance(a, Truth)]
     figure = Figure(figsize=(WIDTH, 3.8))
     axes, colour = figure.subplots(1, 2, sharey=True), colours(table)
     for name, fit in fits.items():

@@ -41,8 +41,9 @@ class Potential:
         self, model: Callable, *data: Tensor, mode: str = "auto", num_calls: int = 100_000
     ) -> None:
         self.model, self.data, self.mode, self.num_calls = model, data, mode, num_calls
+        self.even = traces.loops_are_even(model, *data)
         with torch.random.fork_rng():
-            self.shapes = traces.unconstrained_shapes(model, *data)
+            self.shapes = traces.unconstrained_shapes(model, *data, even=self.even)
         self.sizes = [shape.numel() for shape in self.shapes.values()]
         self.device, self.dtype = data[0].device, floating_dtype(model)
         self.choice = "off: as asked" if mode == "off" else f"{mode}: not reached"
@@ -61,7 +62,7 @@ class Potential:
         """Returns potential () and gradient (D,) at a point (D,), by running the story."""
         x = x.detach().requires_grad_()
         with torch.enable_grad():
-            value = traces.potential(self.model, self.split(x), *self.data)
+            value = traces.potential(self.model, self.split(x), *self.data, even=self.even)
             (gradient,) = torch.autograd.grad(value, x)
         return value.detach().to(x.dtype), gradient
 
@@ -108,7 +109,8 @@ class Potential:
         return names[0] if names else next(iter(self.shapes))
 
     def _own(self, x: Tensor) -> tuple[Tensor, ...]:
-        return tuple(traces.constrained(self.model, self.split(x), *self.data).values())
+        latents = self.split(x)
+        return tuple(traces.constrained(self.model, latents, *self.data, even=self.even).values())
 
     @cached_property
     def _spread(self) -> Callable[[Tensor], tuple[Tensor, ...]]:

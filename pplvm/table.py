@@ -12,11 +12,13 @@ from textwrap import wrap
 from torch import Tensor
 
 from pplvm.draws import Draws
+from pplvm.enumeration import Enumerated
 from pplvm.exact import Exact
 from pplvm.fit import Fit
 from pplvm.likelihood import LogMarginal
 
-Answer = Fit | Draws | Exact
+Truth = Exact | Enumerated
+Answer = Fit | Draws | Truth
 
 
 @dataclass(frozen=True)

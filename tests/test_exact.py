@@ -201,7 +201,7 @@ def too_many(x):
 
 unit = partial(dist.Normal, scale=1.0)
 REFUSED = {
-    "discrete": (in_plate(dist.Bernoulli(0.5), unit), ["'z'", "Bernoulli", "nuts"]),
+    "endless": (in_plate(dist.Poisson(0.5), unit), ["'z'", "Poisson", "cannot be listed"]),
     "positive": (in_plate(dist.LogNormal(0.0, 1.0), unit), ["'z'", "LogNormal", "nuts"]),
     "heavy tails": (in_plate(dist.StudentT(3.0), unit), ["'z'", "StudentT", "nuts"]),
     "heavy-tailed data": (

@@ -30,6 +30,7 @@ ORDER = [
     ["draws"],
     ["likelihood"],
     ["fit"],
+    ["enumeration"],
     ["exact"],
     ["native"],
     ["potentials"],

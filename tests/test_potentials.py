@@ -408,7 +408,7 @@ def test_a_story_is_not_run_once_for_each_draw():
     z = constrained(model, points(Row(model)), Y)
     runs.clear()
     decode(model, {n: v.expand(50, *v.shape) for n, v in z.items()}, Y)
-    assert len(runs) < 10
+    assert len(runs) < 20
 
 
 def test_a_story_without_discrete_latents_has_none_to_decode():

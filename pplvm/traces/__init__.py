@@ -17,6 +17,8 @@ from pplvm.traces.densities import (
     mismatch,
     weigh,
 )
+from pplvm.traces.discrete import loops_are_even
+from pplvm.traces.enumeration import Listed
 from pplvm.traces.potentials import constrained, potential, unconstrained, unconstrained_shapes
 from pplvm.traces.replays import (
     check_particles,
@@ -48,6 +50,7 @@ __all__ = [
     "DATA",
     "PARTICLES",
     "Latents",
+    "Listed",
     "Program",
     "Scores",
     "Site",
@@ -67,6 +70,7 @@ __all__ = [
     "in_data_plate",
     "log_joint",
     "look",
+    "loops_are_even",
     "mismatch",
     "misused_plate",
     "nesting",

@@ -10,14 +10,13 @@ from collections.abc import Callable
 
 import pyro
 import torch
-from pyro import poutine
 from torch import Tensor
 from torch.func import vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pplvm.traces.elimination import Factor, align, backtrack, eliminate
-from pplvm.traces.placements import Plan, enumerated, plan
-from pplvm.traces.potentials import factors_of
+from pplvm.traces.discrete import Graph, graph_of, loops_are_even, place
+from pplvm.traces.elimination import Factor, align, backtrack
+from pplvm.traces.placements import Plan
 
 _BATCH = 10_000_000  # numbers in the factors of the draws that are decoded at once; arbitrary
 
@@ -39,27 +38,26 @@ def decode(
     if not values:
         raise ValueError("'values' is empty: give draws of the continuous latents, (S, …).")
 
+    even = loops_are_even(model, *data)
+
     def log_probs(row: dict[str, Tensor]) -> list[Tensor]:
-        latents = plan(model, *data, values=row)
-        return [f.term for f in factors_of(enumerated(model, latents, *data), latents.depth)[0]]
+        latents = place(model, *data, even=even, values=row)
+        return graph_of(model, latents, *data, even=even).tensors()
 
     with torch.no_grad():
-        first = plan(model, *data, values=_row(values, 0))
+        first = place(model, *data, even=even, values=_row(values, 0))
         if not first.discrete:
             return {}
-        trace = enumerated(model, first, *data)
-        factors, homes = factors_of(trace, first.depth)
+        graph = graph_of(model, first, *data, even=even)
 
-        def backward(terms: list[Tensor]) -> dict[str, Tensor]:
-            filled = [f._replace(term=term) for f, term in zip(factors, terms, strict=True)]
-            _, steps = eliminate(filled, homes, most_probable)
-            return _states(trace, first, backtrack(steps, most_probable))
+        def backward(tensors: list[Tensor]) -> dict[str, Tensor]:
+            return decoded(graph.filled(tensors), first, most_probable)
 
         forward, backward = _over_draws(log_probs, values), vmap(backward, randomness="different")
-        size = max(1, _BATCH // sum(factor.term.numel() for factor in factors))
+        size = max(1, _BATCH // sum(x.numel() for x in graph.tensors()))
         starts = range(0, len(next(iter(values.values()))), size)
         draws = [backward(forward(_row(values, slice(s, s + size)))) for s in starts]
-    return {name: torch.cat([draw[name] for draw in draws]) for name in first.discrete}
+    return {name: torch.cat([draw[name] for draw in draws]) for name in draws[0]}
 
 
 def _over_draws(log_probs: Callable, values: dict[str, Tensor]) -> Callable:
@@ -86,19 +84,37 @@ def _over_draws(log_probs: Callable, values: dict[str, Tensor]) -> Callable:
     return together if same else each
 
 
-def _states(trace: poutine.Trace, first: Plan, drawn: dict[str, Factor]) -> dict[str, Tensor]:
-    """Returns the states (plates…, event…) of the discrete latents by the indices drawn."""
+def decoded(graph: Graph, first: Plan, most_probable: bool) -> dict[str, Tensor]:
+    """Returns the states (plates…, event…) of the discrete latents, drawn or the most probable."""
+    drawn = backtrack(graph.total(most_probable)[1], most_probable)
+    paths = {}  # by the name of a chain's latent at its first step
+    for chain in graph.chains:
+        paths |= chain.paths(drawn, most_probable)
+    later = {name for loop in graph.loops for name in loop.later}
     out = {}
-    for name, z in first.discrete.items():
-        site, event = trace.nodes[name], z.fn.event_shape
-        states = site["value"].reshape(-1, *event)  # (K, event…)
-        index = torch.zeros(z.plates, dtype=torch.long, device=states.device)
-        if len(states) > 1:
-            symbols = sorted(site["infer"]["_dim_to_symbol"].items())
-            dims = "".join(symbol for _, symbol in symbols)
-            index = align(drawn[site["infer"]["_enumerate_symbol"]], dims).reshape(z.plates)
-        out[name] = states[index.flatten()].reshape(z.plates + event)
+    for name in [n for n in first.discrete if n not in later and n not in paths]:
+        symbol = graph.trace.nodes[name]["infer"]["_enumerate_symbol"]
+        out[name] = _states(graph, first, name, drawn.get(symbol))
+    for loop in graph.loops:
+        listed = [[n for n in names if n in first.discrete] for names in (loop.first, loop.later)]
+        for name, then in zip(*listed, strict=True):
+            path = paths.get(name)
+            for i, t in enumerate(loop.steps):
+                index = None if path is None else Factor(name, path.term[i], path.dims[1:])
+                out[loop.name_at(then, t) if i else name] = _states(graph, first, name, index)
     return out
+
+
+def _states(graph: Graph, first: Plan, name: str, index: Factor | None) -> Tensor:
+    """Returns the states (plates…, event…) of a discrete latent by their indices."""
+    z, site = first.discrete[name], graph.trace.nodes[name]
+    states = site["value"].reshape(-1, *z.fn.event_shape)  # (K, event…)
+    if index is None:  # there is one state alone
+        at = torch.zeros(z.plates, dtype=torch.long, device=states.device)
+    else:
+        dims = [symbol for _, symbol in sorted(site["infer"]["_dim_to_symbol"].items())]
+        at = align(index, "".join(dims)).reshape(z.plates)
+    return states[at.flatten()].reshape(z.plates + z.fn.event_shape)
 
 
 def _row(values: dict[str, Tensor], at: int | slice | list[int]) -> dict[str, Tensor]:

@@ -21,6 +21,10 @@ import torch
 from torch import Tensor
 
 
+# Numbers that a table of joint states may have: 2 GiB in float64.
+MOST_NUMBERS = 2**28
+
+
 class Factor(NamedTuple):
     """A log-density, whose dims have names: one symbol for each plate or discrete variable."""
 
@@ -40,8 +44,19 @@ class PlateError(ValueError):
     """Factors that no order of sums and products over the plates can do."""
 
 
+def check_size(size: int, names: list[str]) -> None:
+    """Raises a ``ValueError`` for a table of joint states that is too large, before it is made."""
+    if size > MOST_NUMBERS:
+        shown = ", ".join(f"'{name}'" for name in names[:3]) + (", …" if len(names) > 3 else "")
+        raise ValueError(
+            f"summing out the discrete latents {shown} together takes a table of {size:.2g} numbers "
+            f"({8 * size / 2**30:.2g} GiB), of which {MOST_NUMBERS:.2g} are allowed: sample them in "
+            "the guide, or let fewer of them depend on each other or be observed together."
+        )
+
+
 def eliminate(
-    factors: list[Factor], homes: dict[str, frozenset[str]], best: bool = False
+    factors: list[Factor], homes: dict[str, frozenset[str]], best: bool = False, kept: str = ""
 ) -> tuple[Tensor, list[Step]]:
     """Sums every variable out, then multiplies over all plates.
 
@@ -49,24 +64,26 @@ def eliminate(
         factors: The factors; each plate and variable has one size throughout.
         homes: The plates of each variable, all other dims being plates.
         best: Whether the maximum takes the place of the sum.
+        kept: Plates that are not multiplied over.
 
     Returns:
-        The total, (), and the steps, for :func:`backtrack`.
+        The total, over the plates that are kept, and the steps, for :func:`backtrack`.
     """
     sizes = {d: n for f in factors for d, n in zip(f.dims, f.term.shape, strict=True)}
     touched = {dim: [f for f in factors if dim in f.dims] for dim in homes}
     free = [f for f in factors if not homes.keys() & set(f.dims)]
-    _check_homes(touched, homes)
+    check_homes(touched, homes)
 
     def cost(dim: str) -> tuple[int, int, str]:
-        return -len(homes[dim]), prod(sizes[d] for d in _union(touched[dim])), dim
+        return -len(homes[dim]), prod(sizes[d] for d in union(touched[dim])), dim
 
     costs, steps = {dim: cost(dim) for dim in touched}, []
     while costs:
         dim = min(costs, key=costs.__getitem__)
+        check_size(costs[dim][1], [f.site for f in touched[dim]])
         del costs[dim]
-        ready = [_multiply(f, homes[dim], homes) for f in touched[dim]]
-        dims = _union(ready).replace(dim, "") + dim
+        ready = [multiply(f, homes[dim], homes) for f in touched[dim]]
+        dims = union(ready).replace(dim, "") + dim
         term = _combine(ready, dims)
         rest = Factor(ready[0].site, term.amax(-1) if best else _logsumexp(term), dims[:-1])
         others = {d for f in touched.pop(dim) for d in f.dims} & costs.keys()
@@ -76,10 +93,11 @@ def eliminate(
         if not others:
             free.append(rest)
         steps.append(Step(dim, ready))
-    return _combine([_multiply(f, frozenset(), homes) for f in free], ""), steps
+    return _combine([multiply(f, frozenset(kept), homes) for f in free], kept), steps
 
 
-def _check_homes(touched: dict[str, list[Factor]], homes: dict[str, frozenset[str]]) -> None:
+def check_homes(touched: dict[str, list[Factor]], homes: dict[str, frozenset[str]]) -> None:
+    """Raises an error unless the factors of each variable are in all of its plates."""
     for dim, factors in touched.items():
         for factor in factors:
             if not homes[dim] <= set(factor.dims):
@@ -96,9 +114,9 @@ def backtrack(steps: list[Step], best: bool = False) -> dict[str, Factor]:
     """
     drawn: dict[str, Factor] = {}
     for dim, factors in reversed(steps):
-        for other in sorted(set(_union(factors)) & drawn.keys()):
+        for other in sorted(set(union(factors)) & drawn.keys()):
             factors = [_pick(f, other, drawn[other]) for f in factors]
-        dims = _union(factors).replace(dim, "")
+        dims = union(factors).replace(dim, "")
         logits = _combine(factors, dims + dim)
         if not best:  # the largest of logits with Gumbel noise is a draw
             logits = logits - torch.rand_like(logits).log().neg().log()
@@ -112,7 +130,7 @@ def align(factor: Factor, dims: str) -> Tensor:
     return term[tuple(slice(None) if d in factor.dims else None for d in dims)]
 
 
-def _multiply(factor: Factor, kept: frozenset[str], homes: dict[str, frozenset[str]]) -> Factor:
+def multiply(factor: Factor, kept: frozenset[str], homes: dict[str, frozenset[str]]) -> Factor:
     """Sums a log-density over the plates that are not kept."""
     plates = "".join(d for d in factor.dims if d not in homes and d not in kept)
     if not plates:
@@ -130,14 +148,15 @@ def _pick(factor: Factor, dim: str, index: Factor) -> Factor:
     """Takes a factor at the drawn state of one of its variables."""
     if dim not in factor.dims:
         return factor
-    dims = _union([factor, index]).replace(dim, "")
+    dims = union([factor, index]).replace(dim, "")
     term, at = align(factor, dims + dim), align(index, dims)[..., None]
     shape = torch.broadcast_shapes(term.shape[:-1], at.shape[:-1])
     term = term.expand(*shape, term.shape[-1]).gather(-1, at.expand(*shape, 1)).squeeze(-1)
     return Factor(factor.site, term, dims)
 
 
-def _union(factors: list[Factor]) -> str:
+def union(factors: list[Factor]) -> str:
+    """Returns the dims of all factors, each once, in order."""
     return "".join(sorted({d for f in factors for d in f.dims}))
 
 

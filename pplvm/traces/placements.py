@@ -4,6 +4,7 @@ Nothing is drawn. With Pyro's validation off, ``make_fx`` follows these runs.
 """
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from math import prod
 from typing import Any, NamedTuple
@@ -18,8 +19,14 @@ from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor
 from torch.distributions import biject_to
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from pplvm.traces.elimination import check_size
 from pplvm.traces.sites import distribution_name, samples
+
+_MANY = 2**16  # joint states from which on the size of every table is looked at first
+NO_LOOPS = nullcontext()  # loops over time are run as they stand
 
 
 class Latent(NamedTuple):
@@ -29,6 +36,7 @@ class Latent(NamedTuple):
     value: Tensor  # (batch…, event…): plates that it is not in have size 1
     u: Tensor | None  # (plates…, unconstrained event…); None where it is discrete
     plates: torch.Size
+    num_states: int = 1
 
 
 class Plan(NamedTuple):
@@ -49,15 +57,21 @@ class Plan(NamedTuple):
         """The latents to sum out."""
         return {name: z for name, z in self.latents.items() if z.u is None}
 
+    @property
+    def num_joint_states(self) -> int:
+        """How many combinations of states the discrete latents of a datum have, at most."""
+        return prod(z.num_states for z in self.discrete.values())
+
 
 def plan(
     model: Callable,
     *data: Tensor,
     u: dict[str, Tensor] | None = None,
     values: dict[str, Tensor] | None = None,
+    loops: AbstractContextManager = NO_LOOPS,
 ) -> Plan:
     """Runs a model at ``u``, or at ``values`` (plates…, event…), or at zero without constraint."""
-    with TraceMessenger() as tracer, _Traceable(), _Move(u, values, _device(data)) as move:
+    with TraceMessenger() as tracer, _Traceable(), _Move(u, values, device_of(data)) as move, loops:
         model(*data)
     taken = [0]  # by plates, or by observations with dims of no plate
     for _, site in samples(tracer.trace):
@@ -65,11 +79,14 @@ def plan(
     return Plan(tracer.trace, move.latents, move.log_det, max(taken))
 
 
-def _device(data: tuple[Any, ...]) -> torch.device | None:
+def device_of(data: tuple[Any, ...]) -> torch.device | None:
+    """Returns the device of the data, None if there are none."""
     return next((x.device for x in data if isinstance(x, Tensor)), None)
 
 
-def enumerated(model: Callable, latents: Plan, *data: Tensor) -> poutine.Trace:
+def enumerated(
+    model: Callable, latents: Plan, *data: Tensor, loops: AbstractContextManager = NO_LOOPS
+) -> poutine.Trace:
     """Runs a model at the same continuous latents, and at every state of the discrete ones."""
     values = {name: z.value for name, z in latents.continuous.items()}
     first = -1 - latents.depth
@@ -79,6 +96,8 @@ def enumerated(model: Callable, latents: Plan, *data: Tensor) -> poutine.Trace:
         _Fix(values),
         _Enumerate(first),
         _Parallel(latents.discrete),
+        _Bounded(latents.discrete) if latents.num_joint_states > _MANY else nullcontext(),
+        loops,
     ):
         try:
             model(*data)
@@ -91,6 +110,23 @@ def enumerated(model: Callable, latents: Plan, *data: Tensor) -> poutine.Trace:
                 "over them with pyro.markov."
             ) from error
     return tracer.trace
+
+
+class _Bounded(TorchDispatchMode):
+    """Refuses to make a tensor of all joint states where it would fill the memory."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        super().__init__()
+        self.names = list(names)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        shapes = [x.shape for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        try:
+            size = torch.broadcast_shapes(*shapes).numel()
+        except RuntimeError:  # no operation of elements: a product of matrices, or an index
+            size = max(shape.numel() for shape in shapes)
+        check_size(size, self.names)
+        return function(*args, **(kwargs or {}))
 
 
 class _Move(Messenger):
@@ -115,7 +151,8 @@ class _Move(Messenger):
         if plates.numel() != prod(fn.batch_shape):
             plates = torch.Size(fn.batch_shape)  # dims of no plate
         if _is_discrete(name, fn):
-            latent = Latent(fn, _first_state(name, fn), None, plates)
+            first, num_states = _states(name, fn)
+            latent = Latent(fn, first, None, plates, num_states)
         else:
             try:
                 latent = self._place(name, fn, plates)
@@ -222,11 +259,13 @@ def _is_discrete(name: str, fn: Any) -> bool:
         ) from error
 
 
-def _first_state(name: str, fn: Any) -> Tensor:
+def _states(name: str, fn: Any) -> tuple[Tensor, int]:
+    """Returns the first state of a discrete latent, and how many there are."""
     # An index that make_fx does not see, as a story may ask for a number by it.
     try:
         with disable_proxy_modes_tracing():
-            return fn.enumerate_support()[0]
+            states = fn.enumerate_support()
+            return states[0], len(states)
     except NotImplementedError as error:
         raise ValueError(
             f"site '{name}' ({distribution_name(fn)}) is discrete, with states that cannot be listed "

@@ -15,6 +15,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from pplvm.traces.products import log_prob
+
 DATA, PARTICLES = "data", "particles"
 
 
@@ -192,14 +194,16 @@ def samples(trace: poutine.Trace) -> Iterator[tuple[str, dict]]:
             yield name, site
 
 
-def site_log_prob(name: str, site: dict) -> Tensor:
-    """Returns the log-density of a site, masked and scaled, of its batch shape."""
+def site_log_prob(name: str, site: dict, masked: bool = True) -> Tensor:
+    """Returns the log-density of a site, scaled and, unless told otherwise, masked.
+
+    It has the site's batch shape.
+    """
     fn, value = site["fn"], site["value"]
     if site["is_observed"] and is_validation_enabled():
         check_support(name, fn, value)
-    return scale_and_mask(
-        fn.log_prob(value, *site["args"], **site["kwargs"]), site["scale"], site["mask"]
-    )
+    term = log_prob(fn, value)
+    return scale_and_mask(term, site["scale"], site["mask"] if masked else None)
 
 
 class Split(NamedTuple):

@@ -1,0 +1,421 @@
+r"""Chains of discrete states summed out along their time axis: the forward–backward algorithm.
+
+.. math::
+    \alpha_0 = b_0, \qquad
+    \alpha_t(j) = b_t(j) + \log \sum_i \exp\left(\alpha_{t-1}(i) + A_t(i, j)\right), \qquad
+    \log Z = \log \sum_j \exp \alpha_{T-1}(j)
+
+A state may be M states side by side, i = (i_1, …, i_M), each of which moves by a matrix of its own.
+The sum over i is then M products with one matrix each, O(M K^(M+1)) instead of O(K^(2M)).
+
+Products of exponentials are shifted by the largest summand of each row. Where even so one comes near
+underflow, which is looked for, all is done again by log-sum-exp: slower, and exact. The gradient is
+the backward recursion, of the same cost; it is all that is kept, T states, and no graph of steps.
+
+References:
+    | A tutorial on hidden Markov models (Rabiner, 1989) https://doi.org/10.1109/5.18626
+    | Factorial hidden Markov models (Ghahramani & Jordan, 1997), appendix B
+    | https://doi.org/10.1023/A:1007425814087
+
+Shapes: B independent chains, T steps, M states side by side, K the number of each: \*K is
+K_1, …, K_M. All logarithms are natural; -inf is impossible.
+"""
+
+from collections.abc import Sequence
+from math import log, prod
+
+import torch
+from torch import Tensor
+
+# Products that are smaller may have lost summands to underflow, which is exact zero or few digits.
+_SAFE = {torch.float64: 1e-250, torch.float32: 1e-25}
+
+
+def log_normaliser(
+    first: Tensor, moves: Sequence[Tensor], later: Tensor, known: Tensor | None = None
+) -> Tensor:
+    """Sums a chain over all its paths: log Z (B,), differentiable once in all arguments but the last.
+
+    Args:
+        first: The logarithms b_0 of the first step, (B, *K).
+        moves: A matrix A for each of the M states, (T - 1 or 1, B or 1, K, K), from row to column.
+        later: The logarithms b_t of the other steps, (T - 1, B, *K).
+        known: Which of these steps there are, (T - 1, B); at others the states are uniform.
+    """
+    known = _all_known(later) if known is None else known
+    return _forward(first, list(moves), later, known)[0]
+
+
+def marginals(
+    first: Tensor, moves: Sequence[Tensor], later: Tensor, known: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Returns the log-probabilities of each step's states, and log Z: (T, B, *K), (B,)."""
+    known = _all_known(later) if known is None else known
+    log_z, alpha = _forward(first, list(moves), later, known)
+    beta = _backward(list(moves), later, known)
+    return alpha + beta - _spread(log_z, first.ndim), log_z
+
+
+def log_maximum(
+    first: Tensor, moves: Sequence[Tensor], later: Tensor, known: Tensor | None = None
+) -> Tensor:
+    """Returns the log-density of the most probable path, (B,)."""
+    return _best_so_far(first, moves, later, known)[-1].flatten(1).amax(1)
+
+
+def most_probable(
+    first: Tensor, moves: Sequence[Tensor], later: Tensor, known: Tensor | None = None
+) -> Tensor:
+    """Returns the most probable path (T, B, M), by the algorithm of Viterbi."""
+    known = _all_known(later) if known is None else known
+    best = _best_so_far(first, moves, later, known)
+    return _trace_back(best, moves, known, lambda logits: logits.argmax(-1))
+
+
+def _best_so_far(
+    first: Tensor, moves: Sequence[Tensor], later: Tensor, known: Tensor | None
+) -> Tensor:
+    known = _all_known(later) if known is None else known
+    best = [first]
+    for t in range(len(later)):
+        moved = best[-1]
+        for m, A in enumerate(moves):
+            moved = (_last(moved, m)[..., None] + _at(A, t)[:, None]).amax(-2)
+            moved = _unlast(moved, m, first.shape)
+        still = best[-1].flatten(1).amax(1) - log(prod(first.shape[1:]))
+        moved = torch.where(_spread(known[t], first.ndim), moved, _spread(still, first.ndim))
+        best.append(moved + later[t])
+    return torch.stack(best)  # (T, B, *K)
+
+
+def sample(
+    first: Tensor,
+    moves: Sequence[Tensor],
+    later: Tensor,
+    known: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draws a path (T, B, M) from the posterior: forward filtering, backward sampling."""
+    known = _all_known(later) if known is None else known
+    _, alpha = _forward(first, list(moves), later, known)
+
+    def draw(logits: Tensor) -> Tensor:  # the largest of logits with Gumbel noise is a draw
+        noise = torch.rand(
+            logits.shape, dtype=logits.dtype, device=logits.device, generator=generator
+        )
+        return (logits - noise.log().neg().log()).argmax(-1)
+
+    return _trace_back(alpha, moves, known, draw)
+
+
+def _trace_back(alpha: Tensor, moves: Sequence[Tensor], known: Tensor, pick) -> Tensor:
+    """Picks the last state by ``alpha`` (T, B, *K), and every other one given the one after it."""
+    shape = alpha.shape[2:]
+    paths = [pick(alpha[-1].flatten(1))]
+    rows = torch.arange(alpha.shape[1], device=alpha.device)
+    for t in range(len(alpha) - 2, -1, -1):
+        logits, to = alpha[t], torch.unravel_index(paths[-1], shape)
+        for m, A in enumerate(moves):
+            A = _at(A, t).expand(len(rows), -1, -1)
+            column = A[rows, :, to[m]]  # (B, K) log-densities of the move that was made
+            column = torch.where(known[t][:, None], column, 0.0)
+            logits = logits + column.view(-1, *(K if i == m else 1 for i, K in enumerate(shape)))
+        paths.append(pick(logits.flatten(1)))
+    return torch.stack(torch.unravel_index(torch.stack(paths[::-1]), shape), -1)
+
+
+# ---- the recursions, each of them one operation to torch ----
+
+
+@torch.library.custom_op("pplvm::forward", mutates_args=())
+def _forward(
+    first: Tensor, moves: list[Tensor], later: Tensor, known: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Returns log Z (B,) and the messages alpha (T, B, *K)."""
+    alpha, safe = _filter(first, later, known, _Products(moves))
+    if not safe:
+        alpha, _ = _filter(first, later, known, _Sums(moves))
+    return alpha[-1].flatten(1).logsumexp(1), alpha
+
+
+@torch.library.custom_op("pplvm::backward", mutates_args=())
+def _backward(moves: list[Tensor], later: Tensor, known: Tensor) -> Tensor:
+    """Returns the messages beta (T, B, *K): the log-density of all later steps."""
+    beta, safe = _smooth(later, known, _Products(moves))
+    if not safe:
+        beta, _ = _smooth(later, known, _Sums(moves))
+    return beta
+
+
+@torch.library.custom_op("pplvm::gradient", mutates_args=())
+def _gradient(
+    grad: Tensor, log_z: Tensor, alpha: Tensor, moves: list[Tensor], later: Tensor, known: Tensor
+) -> list[Tensor]:
+    """Returns the gradients of ``grad`` (B,) · log Z by b_0, by b_1, b_2, …, and by each matrix."""
+    beta = _backward(moves, later, known)
+    log_z = log_z.masked_fill(log_z.isneginf(), torch.inf)  # where nothing is possible, it is zero
+    states = (alpha + beta - _spread(log_z, later.ndim - 1)).exp()
+    states *= _spread(grad, later.ndim - 1)
+    ahead = later + beta[1:]
+    counts = _counts(grad, log_z, alpha[:-1], ahead, moves, known, _Products)
+    if not all(count.isfinite().all() for count in counts):
+        counts = _counts(grad, log_z, alpha[:-1], ahead, moves, known, _Sums)
+    return [states[0].clone(), states[1:].clone(), *counts]
+
+
+def _filter(
+    first: Tensor, later: Tensor, known: Tensor, step: "_Products | _Sums"
+) -> tuple[Tensor, bool]:
+    alpha = first.new_empty(len(later) + 1, *first.shape)
+    alpha[0] = first
+    for t, seen in enumerate(_where_any(known)):
+        moved = alpha[t]
+        for m in range(len(step.moves)):
+            moved = step.move(moved, m, t, seen)
+        torch.add(moved, later[t], out=alpha[t + 1])
+    return alpha, step.safe()
+
+
+def _smooth(later: Tensor, known: Tensor, step: "_Products | _Sums") -> tuple[Tensor, bool]:
+    beta = later.new_zeros(len(later) + 1, *later.shape[1:])
+    for t, seen in reversed(list(enumerate(_where_any(known)))):
+        moved = later[t] + beta[t + 1]
+        for m in reversed(range(len(step.moves))):
+            moved = step.move(moved, m, t, seen, back=True)
+        beta[t] = moved
+    return beta, step.safe()
+
+
+def _where_any(known: Tensor) -> list[Tensor | None]:
+    """Returns each row of ``known`` (T - 1, B) that is not all true, as (B, 1, 1)."""
+    whole = known.all(1).tolist()
+    return [None if all_ else row[:, None, None] for all_, row in zip(whole, known, strict=True)]
+
+
+def _counts(
+    grad: Tensor,
+    log_z: Tensor,
+    alpha: Tensor,  # (T - 1, B, *K)
+    ahead: Tensor,  # (T - 1, B, *K)
+    moves: list[Tensor],
+    known: Tensor,
+    kind: type,
+) -> list[Tensor]:
+    """Returns the expected number of moves from each state to each, all steps at once."""
+    T, B = known.shape
+    if T == 0:
+        return [torch.zeros_like(A) for A in moves]
+    flat = [A if len(A[0]) * len(A) == 1 else _wide(A, T, B).flatten(0, 1)[None] for A in moves]
+    step = kind(flat)
+    rights = [ahead.flatten(0, 1)]
+    for m in reversed(range(1, len(moves))):
+        rights.insert(0, step.move(rights[0], m, 0, None, back=True))
+    left, counts = alpha.flatten(0, 1), []
+    shift = torch.where(known, -log_z, -torch.inf).flatten()  # (T B)
+    weight = grad.expand(T, B).reshape(-1, 1, 1)
+    for m, right in enumerate(rights):
+        pairs = step.pairs(_last(left, m), _last(right, m), shift, weight, m)
+        if len(pairs) > 1 or T * B == 1:
+            pairs = pairs.unflatten(0, (T, B)).sum_to_size(moves[m].shape)
+        else:
+            pairs = pairs[None]
+        counts.append(pairs.contiguous())
+        left = step.move(left, m, 0, None) if m + 1 < len(moves) else left
+    return counts
+
+
+class _Products:
+    """Moves logarithms by products of their exponentials, and remembers the smallest."""
+
+    def __init__(self, moves: Sequence[Tensor]) -> None:
+        self.moves = moves
+        # A state that nothing leads to, or that leads nowhere, is no reason to shift by infinity.
+        self.shifts = [_finite(A.amax((-2, -1), keepdim=True)) for A in moves]
+        self.factors = [(A - s).exp() for A, s in zip(moves, self.shifts, strict=True)]
+        self.least: list[Tensor] = []
+
+    def move(self, x: Tensor, m: int, t: int, known: Tensor | None, back: bool = False) -> Tensor:
+        """Moves state m of x (B, *K) from one step to the next, or back, where that is known."""
+        factor, shift = _at(self.factors[m], t), _at(self.shifts[m], t)
+        rows = _last(x, m)  # (B, rest, K)
+        top = _finite(rows.amax(-1, keepdim=True))
+        rows = (rows - top).exp_()
+        product = _matmul(rows, factor.mT if back else factor)
+        if product.numel():
+            self.least.append(product.amin())
+        moved = product.log_().add_(shift)
+        if known is not None:
+            moved = torch.where(known, moved, rows.mean(-1, keepdim=True).log_())
+        return _unlast(moved.add_(top), m, x.shape)
+
+    def pairs(self, left: Tensor, right: Tensor, shift: Tensor, weight: Tensor, m: int) -> Tensor:
+        """Returns exp(left_i + A_ij + right_j + shift) · weight, summed: (T B or 1, K, K)."""
+        tops = [_finite(x.amax(-1, keepdim=True)) for x in (left, right)]
+        factor, own = self.factors[m][0], self.shifts[m][0]
+        weight = weight * (tops[0] + tops[1] + shift[:, None, None] + own).exp()  # (T B, rest, 1)
+        left, right = (left - tops[0]).exp() * weight, (right - tops[1]).exp()
+        if len(factor) == 1:
+            left, right = left.flatten(0, 1)[None], right.flatten(0, 1)[None]
+        return factor * (left.mT @ right)
+
+    def safe(self) -> bool:
+        """Whether no product was near underflow."""
+        return not self.least or bool(torch.stack(self.least).amin() > _SAFE[self.least[0].dtype])
+
+
+class _Sums:
+    """Moves logarithms by log-sum-exp."""
+
+    def __init__(self, moves: Sequence[Tensor]) -> None:
+        self.moves = moves
+
+    def move(self, x: Tensor, m: int, t: int, known: Tensor | None, back: bool = False) -> Tensor:
+        """Moves state m of x (B, *K) from one step to the next, or back, where that is known."""
+        A, rows = _at(self.moves[m], t)[:, None], _last(x, m)  # (B or 1, 1, K, K), (B, rest, K)
+        moved = (rows[..., None, :] + (A if back else A.mT)).logsumexp(-1)
+        if known is not None:
+            still = rows.logsumexp(-1, keepdim=True) - log(rows.shape[-1])
+            moved = torch.where(known, moved, still)
+        return _unlast(moved, m, x.shape)
+
+    def pairs(self, left: Tensor, right: Tensor, shift: Tensor, weight: Tensor, m: int) -> Tensor:
+        """Returns exp(left_i + A_ij + right_j + shift) · weight, summed: (T B or 1, K, K)."""
+        A, total = self.moves[m][0], 0.0
+        for r in range(left.shape[1]):
+            terms = left[:, r, :, None] + right[:, r, None, :] + A + shift[:, None, None]
+            total = total + terms.exp() * weight
+        return total.sum(0, keepdim=True) if len(A) == 1 else total
+
+    def safe(self) -> bool:
+        """Whether no product was near underflow: there is none."""
+        return True
+
+
+# ---- for autograd, vmap and compilers ----
+
+
+def _save(ctx, inputs: tuple, output: tuple) -> None:
+    _, moves, later, known = inputs
+    ctx.save_for_backward(*output, later, known, *moves)
+
+
+def _differentiate(ctx, grad: Tensor, _: Tensor) -> tuple:
+    log_z, alpha, later, known, *moves = ctx.saved_tensors
+    by_first, by_later, *by_moves = _gradient(grad, log_z, alpha, moves, later, known)
+    return by_first, by_moves, by_later, None
+
+
+torch.library.register_autograd(_forward, _differentiate, setup_context=_save)
+
+
+@_forward.register_fake
+def _(first: Tensor, moves: list[Tensor], later: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    return first.new_empty(len(first)), first.new_empty(len(later) + 1, *first.shape)
+
+
+@_backward.register_fake
+def _(moves: list[Tensor], later: Tensor, known: Tensor) -> Tensor:
+    return later.new_empty(len(later) + 1, *later.shape[1:])
+
+
+@_gradient.register_fake
+def _(grad, log_z, alpha, moves, later, known) -> list[Tensor]:
+    likes = (alpha[0], later, *moves)
+    return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in likes]
+
+
+@_forward.register_vmap
+def _(info, in_dims, first, moves, later, known):
+    C, B = info.batch_size, first.shape[0 if in_dims[0] != 0 else 1]
+    first, later, known = (
+        _fold(C, in_dims[0], first, 0),
+        *(_fold(C, d, x, 1) for d, x in zip(in_dims[2:], (later, known), strict=True)),
+    )
+    moves = _fold_moves(C, B, in_dims[1], moves)
+    log_z, alpha = _forward(first, moves, later, known)
+    return (log_z.unflatten(0, (C, B)), alpha.unflatten(1, (C, B))), (0, 1)
+
+
+@_gradient.register_vmap
+def _(info, in_dims, grad, log_z, alpha, moves, later, known):
+    C = info.batch_size
+    B = grad.shape[0 if in_dims[0] != 0 else 1]
+    given = [
+        _fold(C, d, x, at)
+        for d, x, at in zip(
+            (*in_dims[:3], *in_dims[4:]), (grad, log_z, alpha, later, known), (0, 0, 1, 1, 1),
+            strict=True,
+        )
+    ]  # fmt: skip
+    widths = [
+        A.movedim(d, 0)[0].shape[1] if d is not None else A.shape[1]
+        for d, A in zip(in_dims[3], moves, strict=True)
+    ]
+    folded = [
+        A.expand(-1, C * B, -1, -1).contiguous() for A in _fold_moves(C, B, in_dims[3], moves)
+    ]
+    by_first, by_later, *by_moves = _gradient(*given[:3], folded, *given[3:])
+    by_moves = [g.unflatten(1, (C, B)) for g in by_moves]
+    by_moves = [
+        g.sum(2, keepdim=True) if width == 1 else g
+        for g, width in zip(by_moves, widths, strict=True)
+    ]
+    by_first, by_later = by_first.unflatten(0, (C, B)), by_later.unflatten(1, (C, B))
+    return [by_first, by_later, *by_moves], [0, 1, *[1] * len(by_moves)]
+
+
+def _fold(C: int, dim: int | None, x: Tensor, at: int) -> Tensor:
+    """Lays the rows of a vmap side by side with the chains, which are dim ``at``."""
+    x = x.expand(C, *x.shape) if dim is None else x.movedim(dim, 0)
+    return x.movedim(0, at).flatten(at, at + 1)
+
+
+def _fold_moves(C: int, B: int, dims: Sequence[int | None], moves: list[Tensor]) -> list[Tensor]:
+    folded = []
+    for dim, A in zip(dims, moves, strict=True):
+        if dim is None and A.shape[1] == 1:
+            folded.append(A)
+            continue
+        A = A.expand(C, *A.shape) if dim is None else A.movedim(dim, 0)  # (C, T - 1 or 1, …)
+        folded.append(A.expand(-1, -1, B, -1, -1).movedim(0, 1).flatten(1, 2))
+    return folded
+
+
+# ---- shapes ----
+
+
+def _all_known(later: Tensor) -> Tensor:
+    return later.new_ones(later.shape[:2], dtype=torch.bool)
+
+
+def _finite(x: Tensor) -> Tensor:
+    return x.clamp(min=torch.finfo(x.dtype).min)
+
+
+def _spread(row: Tensor, ndim: int) -> Tensor:  # (B,) -> (B, 1, …)
+    return row.view(-1, *[1] * (ndim - 1))
+
+
+def _at(A: Tensor, t: int) -> Tensor:  # (T - 1 or 1, …) -> (…)
+    return A[t if len(A) > 1 else 0]
+
+
+def _wide(A: Tensor, T: int, B: int) -> Tensor:
+    return A.expand(T, B, -1, -1)
+
+
+def _last(x: Tensor, m: int) -> Tensor:  # (B, *K) -> (B, rest, K_m)
+    return x[:, None] if x.ndim == 2 else x.movedim(m + 1, -1).flatten(1, -2)
+
+
+def _unlast(x: Tensor, m: int, shape: torch.Size) -> Tensor:  # undoes _last
+    if len(shape) == 2:
+        return x[:, 0]
+    others = [K for i, K in enumerate(shape[1:]) if i != m]
+    return x.unflatten(1, others).movedim(-1, m + 1)
+
+
+def _matmul(rows: Tensor, factor: Tensor) -> Tensor:  # (B, rest, K), (B or 1, K, K)
+    if len(factor) > 1:
+        return rows @ factor
+    return (rows.flatten(0, 1) @ factor[0]).unflatten(0, rows.shape[:2])
