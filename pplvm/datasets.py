@@ -8,7 +8,7 @@ References:
     | https://doi.org/10.1109/5.726791
 """
 
-__all__ = ["DATASETS", "binary_digits", "digits", "mnist", "named"]
+__all__ = ["DATASETS", "binary_digits", "digits", "jsb", "mnist", "named", "small_chorales"]
 
 import os
 from pathlib import Path
@@ -18,6 +18,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
+from pplvm.datasets_chorales import jsb, small_chorales
 from pplvm.naming import nearest
 from pplvm.reading import read, read_idx
 
@@ -83,13 +84,20 @@ def mnist(split: str = "train", binary: bool = True) -> Tensor:
     return (x > 0.5).float() if binary else x
 
 
-DATASETS = {"digits": digits, "binary-digits": binary_digits, "mnist": mnist}
+DATASETS = {
+    "digits": digits,
+    "binary-digits": binary_digits,
+    "mnist": mnist,
+    "jsb": jsb,
+    "small-chorales": small_chorales,
+}
 
 
-def named(name: str) -> tuple[Tensor]:
+def named(name: str) -> tuple[Tensor, ...]:
     """Returns one of :data:`DATASETS` in a tuple, as :func:`read` does.
 
     Raises:
         ValueError: if there is no such name; it suggests the nearest.
     """
-    return (nearest(name, DATASETS, "data set")(),)
+    data = nearest(name, DATASETS, "data set")()
+    return data if isinstance(data, tuple) else (data,)

@@ -20,7 +20,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-
 # Numbers that a table of joint states may have: 2 GiB in float64.
 MOST_NUMBERS = 2**28
 

@@ -27,8 +27,7 @@ from math import log, prod
 import torch
 from torch import Tensor
 
-# Products that are smaller may have lost summands to underflow, which is exact zero or few digits.
-_SAFE = {torch.float64: 1e-250, torch.float32: 1e-25}
+from pplvm.traces.messages import Products, Sums, at, last, spread, unlast
 
 
 def log_normaliser(
@@ -53,7 +52,7 @@ def marginals(
     known = _all_known(later) if known is None else known
     log_z, alpha = _forward(first, list(moves), later, known)
     beta = _backward(list(moves), later, known)
-    return alpha + beta - _spread(log_z, first.ndim), log_z
+    return alpha + beta - spread(log_z, first.ndim), log_z
 
 
 def log_maximum(
@@ -80,10 +79,10 @@ def _best_so_far(
     for t in range(len(later)):
         moved = best[-1]
         for m, A in enumerate(moves):
-            moved = (_last(moved, m)[..., None] + _at(A, t)[:, None]).amax(-2)
-            moved = _unlast(moved, m, first.shape)
+            moved = (last(moved, m)[..., None] + at(A, t)[:, None]).amax(-2)
+            moved = unlast(moved, m, first.shape)
         still = best[-1].flatten(1).amax(1) - log(prod(first.shape[1:]))
-        moved = torch.where(_spread(known[t], first.ndim), moved, _spread(still, first.ndim))
+        moved = torch.where(spread(known[t], first.ndim), moved, spread(still, first.ndim))
         best.append(moved + later[t])
     return torch.stack(best)  # (T, B, *K)
 
@@ -116,7 +115,7 @@ def _trace_back(alpha: Tensor, moves: Sequence[Tensor], known: Tensor, pick) -> 
     for t in range(len(alpha) - 2, -1, -1):
         logits, to = alpha[t], torch.unravel_index(paths[-1], shape)
         for m, A in enumerate(moves):
-            A = _at(A, t).expand(len(rows), -1, -1)
+            A = at(A, t).expand(len(rows), -1, -1)
             column = A[rows, :, to[m]]  # (B, K) log-densities of the move that was made
             column = torch.where(known[t][:, None], column, 0.0)
             logits = logits + column.view(-1, *(K if i == m else 1 for i, K in enumerate(shape)))
@@ -132,18 +131,18 @@ def _forward(
     first: Tensor, moves: list[Tensor], later: Tensor, known: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Returns log Z (B,) and the messages alpha (T, B, *K)."""
-    alpha, safe = _filter(first, later, known, _Products(moves))
+    alpha, safe = _filter(first, later, known, Products(moves))
     if not safe:
-        alpha, _ = _filter(first, later, known, _Sums(moves))
+        alpha, _ = _filter(first, later, known, Sums(moves))
     return alpha[-1].flatten(1).logsumexp(1), alpha
 
 
 @torch.library.custom_op("pplvm::backward", mutates_args=())
 def _backward(moves: list[Tensor], later: Tensor, known: Tensor) -> Tensor:
     """Returns the messages beta (T, B, *K): the log-density of all later steps."""
-    beta, safe = _smooth(later, known, _Products(moves))
+    beta, safe = _smooth(later, known, Products(moves))
     if not safe:
-        beta, _ = _smooth(later, known, _Sums(moves))
+        beta, _ = _smooth(later, known, Sums(moves))
     return beta
 
 
@@ -154,17 +153,17 @@ def _gradient(
     """Returns the gradients of ``grad`` (B,) · log Z by b_0, by b_1, b_2, …, and by each matrix."""
     beta = _backward(moves, later, known)
     log_z = log_z.masked_fill(log_z.isneginf(), torch.inf)  # where nothing is possible, it is zero
-    states = (alpha + beta - _spread(log_z, later.ndim - 1)).exp()
-    states *= _spread(grad, later.ndim - 1)
+    states = (alpha + beta - spread(log_z, later.ndim - 1)).exp()
+    states *= spread(grad, later.ndim - 1)
     ahead = later + beta[1:]
-    counts = _counts(grad, log_z, alpha[:-1], ahead, moves, known, _Products)
+    counts = _counts(grad, log_z, alpha[:-1], ahead, moves, known, Products)
     if not all(count.isfinite().all() for count in counts):
-        counts = _counts(grad, log_z, alpha[:-1], ahead, moves, known, _Sums)
+        counts = _counts(grad, log_z, alpha[:-1], ahead, moves, known, Sums)
     return [states[0].clone(), states[1:].clone(), *counts]
 
 
 def _filter(
-    first: Tensor, later: Tensor, known: Tensor, step: "_Products | _Sums"
+    first: Tensor, later: Tensor, known: Tensor, step: "Products | Sums"
 ) -> tuple[Tensor, bool]:
     alpha = first.new_empty(len(later) + 1, *first.shape)
     alpha[0] = first
@@ -176,7 +175,7 @@ def _filter(
     return alpha, step.safe()
 
 
-def _smooth(later: Tensor, known: Tensor, step: "_Products | _Sums") -> tuple[Tensor, bool]:
+def _smooth(later: Tensor, known: Tensor, step: "Products | Sums") -> tuple[Tensor, bool]:
     beta = later.new_zeros(len(later) + 1, *later.shape[1:])
     for t, seen in reversed(list(enumerate(_where_any(known)))):
         moved = later[t] + beta[t + 1]
@@ -205,7 +204,9 @@ def _counts(
     T, B = known.shape
     if T == 0:
         return [torch.zeros_like(A) for A in moves]
-    flat = [A if len(A[0]) * len(A) == 1 else _wide(A, T, B).flatten(0, 1)[None] for A in moves]
+    flat = [
+        A if len(A[0]) * len(A) == 1 else A.expand(T, B, -1, -1).flatten(0, 1)[None] for A in moves
+    ]
     step = kind(flat)
     rights = [ahead.flatten(0, 1)]
     for m in reversed(range(1, len(moves))):
@@ -214,7 +215,7 @@ def _counts(
     shift = torch.where(known, -log_z, -torch.inf).flatten()  # (T B)
     weight = grad.expand(T, B).reshape(-1, 1, 1)
     for m, right in enumerate(rights):
-        pairs = step.pairs(_last(left, m), _last(right, m), shift, weight, m)
+        pairs = step.pairs(last(left, m), last(right, m), shift, weight, m)
         if len(pairs) > 1 or T * B == 1:
             pairs = pairs.unflatten(0, (T, B)).sum_to_size(moves[m].shape)
         else:
@@ -222,73 +223,6 @@ def _counts(
         counts.append(pairs.contiguous())
         left = step.move(left, m, 0, None) if m + 1 < len(moves) else left
     return counts
-
-
-class _Products:
-    """Moves logarithms by products of their exponentials, and remembers the smallest."""
-
-    def __init__(self, moves: Sequence[Tensor]) -> None:
-        self.moves = moves
-        # A state that nothing leads to, or that leads nowhere, is no reason to shift by infinity.
-        self.shifts = [_finite(A.amax((-2, -1), keepdim=True)) for A in moves]
-        self.factors = [(A - s).exp() for A, s in zip(moves, self.shifts, strict=True)]
-        self.least: list[Tensor] = []
-
-    def move(self, x: Tensor, m: int, t: int, known: Tensor | None, back: bool = False) -> Tensor:
-        """Moves state m of x (B, *K) from one step to the next, or back, where that is known."""
-        factor, shift = _at(self.factors[m], t), _at(self.shifts[m], t)
-        rows = _last(x, m)  # (B, rest, K)
-        top = _finite(rows.amax(-1, keepdim=True))
-        rows = (rows - top).exp_()
-        product = _matmul(rows, factor.mT if back else factor)
-        if product.numel():
-            self.least.append(product.amin())
-        moved = product.log_().add_(shift)
-        if known is not None:
-            moved = torch.where(known, moved, rows.mean(-1, keepdim=True).log_())
-        return _unlast(moved.add_(top), m, x.shape)
-
-    def pairs(self, left: Tensor, right: Tensor, shift: Tensor, weight: Tensor, m: int) -> Tensor:
-        """Returns exp(left_i + A_ij + right_j + shift) · weight, summed: (T B or 1, K, K)."""
-        tops = [_finite(x.amax(-1, keepdim=True)) for x in (left, right)]
-        factor, own = self.factors[m][0], self.shifts[m][0]
-        weight = weight * (tops[0] + tops[1] + shift[:, None, None] + own).exp()  # (T B, rest, 1)
-        left, right = (left - tops[0]).exp() * weight, (right - tops[1]).exp()
-        if len(factor) == 1:
-            left, right = left.flatten(0, 1)[None], right.flatten(0, 1)[None]
-        return factor * (left.mT @ right)
-
-    def safe(self) -> bool:
-        """Whether no product was near underflow."""
-        return not self.least or bool(torch.stack(self.least).amin() > _SAFE[self.least[0].dtype])
-
-
-class _Sums:
-    """Moves logarithms by log-sum-exp."""
-
-    def __init__(self, moves: Sequence[Tensor]) -> None:
-        self.moves = moves
-
-    def move(self, x: Tensor, m: int, t: int, known: Tensor | None, back: bool = False) -> Tensor:
-        """Moves state m of x (B, *K) from one step to the next, or back, where that is known."""
-        A, rows = _at(self.moves[m], t)[:, None], _last(x, m)  # (B or 1, 1, K, K), (B, rest, K)
-        moved = (rows[..., None, :] + (A if back else A.mT)).logsumexp(-1)
-        if known is not None:
-            still = rows.logsumexp(-1, keepdim=True) - log(rows.shape[-1])
-            moved = torch.where(known, moved, still)
-        return _unlast(moved, m, x.shape)
-
-    def pairs(self, left: Tensor, right: Tensor, shift: Tensor, weight: Tensor, m: int) -> Tensor:
-        """Returns exp(left_i + A_ij + right_j + shift) · weight, summed: (T B or 1, K, K)."""
-        A, total = self.moves[m][0], 0.0
-        for r in range(left.shape[1]):
-            terms = left[:, r, :, None] + right[:, r, None, :] + A + shift[:, None, None]
-            total = total + terms.exp() * weight
-        return total.sum(0, keepdim=True) if len(A) == 1 else total
-
-    def safe(self) -> bool:
-        """Whether no product was near underflow: there is none."""
-        return True
 
 
 # ---- for autograd, vmap and compilers ----
@@ -381,41 +315,5 @@ def _fold_moves(C: int, B: int, dims: Sequence[int | None], moves: list[Tensor])
     return folded
 
 
-# ---- shapes ----
-
-
 def _all_known(later: Tensor) -> Tensor:
     return later.new_ones(later.shape[:2], dtype=torch.bool)
-
-
-def _finite(x: Tensor) -> Tensor:
-    return x.clamp(min=torch.finfo(x.dtype).min)
-
-
-def _spread(row: Tensor, ndim: int) -> Tensor:  # (B,) -> (B, 1, …)
-    return row.view(-1, *[1] * (ndim - 1))
-
-
-def _at(A: Tensor, t: int) -> Tensor:  # (T - 1 or 1, …) -> (…)
-    return A[t if len(A) > 1 else 0]
-
-
-def _wide(A: Tensor, T: int, B: int) -> Tensor:
-    return A.expand(T, B, -1, -1)
-
-
-def _last(x: Tensor, m: int) -> Tensor:  # (B, *K) -> (B, rest, K_m)
-    return x[:, None] if x.ndim == 2 else x.movedim(m + 1, -1).flatten(1, -2)
-
-
-def _unlast(x: Tensor, m: int, shape: torch.Size) -> Tensor:  # undoes _last
-    if len(shape) == 2:
-        return x[:, 0]
-    others = [K for i, K in enumerate(shape[1:]) if i != m]
-    return x.unflatten(1, others).movedim(-1, m + 1)
-
-
-def _matmul(rows: Tensor, factor: Tensor) -> Tensor:  # (B, rest, K), (B or 1, K, K)
-    if len(factor) > 1:
-        return rows @ factor
-    return (rows.flatten(0, 1) @ factor[0]).unflatten(0, rows.shape[:2])

@@ -1,0 +1,95 @@
+r"""Naive Bayes with a class that is latent, a mixture of Bernoullis or of multinomials:
+
+.. math:: k \sim \mathrm{Cat}(\pi), \qquad
+    x_d \mid k \sim \mathrm{Bern}\big(\mathrm{sigmoid}(W_{kd})\big) \quad \text{or} \quad
+    x \mid k \sim \mathrm{Mult}\big(n, \mathrm{softmax}(W_k)\big),
+
+with as many draws n of a multinomial as the datum counts.
+
+References:
+    | A comparison of event models for naive Bayes text classification (McCallum & Nigam, 1998)
+    | https://cdn.aaai.org/Workshops/1998/WS-98-05/WS98-05-007.pdf
+
+    | Text classification from labeled and unlabeled documents using EM (Nigam et al., 2000)
+    | https://doi.org/10.1023/A:1007692713085
+
+Shapes: N data, D features, K classes; * is (N,), (P, N), or (K, 1) where k is enumerated.
+"""
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from torch import Size, Tensor, nn
+
+
+class Counts(dist.TorchDistribution):
+    """A multinomial that counts n draws for each datum; Pyro's has one n for all.
+
+    Args:
+        total: n, of shape (N,).
+        logits: Of shape (*, D).
+    """
+
+    arg_constraints = {"total": constraints.nonnegative_integer, "logits": constraints.real_vector}  # noqa: RUF012
+    support = constraints.independent(constraints.nonnegative_integer, 1)
+
+    def __init__(self, total: Tensor, logits: Tensor, validate_args: bool | None = None) -> None:
+        self.total, self.logits = total, logits.log_softmax(-1)
+        batch = torch.broadcast_shapes(total.shape, logits.shape[:-1])
+        super().__init__(batch, logits.shape[-1:], validate_args=validate_args)
+
+    def expand(self, batch_shape: Size, _instance: None = None) -> "Counts":
+        """Returns the same distribution in a larger batch shape."""
+        logits = self.logits.expand(*batch_shape, *self.event_shape)
+        return Counts(self.total.expand(batch_shape), logits, validate_args=False)
+
+    def sample(self, sample_shape: Size = Size()) -> Tensor:  # noqa: B008
+        """Draws of shape (…, D), each of which sums to its n."""
+        shape = (*sample_shape, *self.batch_shape)
+        total, logits = self.total.expand(shape), self.logits.expand(*shape, -1)
+        most = int(total.max())
+        words = dist.Categorical(logits=logits).sample((most,)).movedim(0, -1)  # (…, n)
+        counted = torch.arange(most, device=words.device) < total[..., None]
+        x = torch.zeros_like(logits)
+        return x.scatter_add(-1, words, counted.to(x.dtype))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Returns the log-probability of counts (…, D)."""
+        orders = (value.sum(-1) + 1).lgamma() - (value + 1).lgamma().sum(-1)
+        return orders + (value * self.logits).sum(-1)
+
+
+class NaiveBayes(nn.Module):
+    """Creates a mixture of K classes over D features.
+
+    Args:
+        obs_dim: D.
+        num_classes: K.
+        likelihood: "bernoulli", of features 0 and 1, or "multinomial", of counts.
+
+    Raises:
+        ValueError: if the likelihood is another one.
+    """
+
+    def __init__(self, obs_dim: int, num_classes: int, likelihood: str = "bernoulli") -> None:
+        super().__init__()
+        if likelihood not in ("bernoulli", "multinomial"):
+            raise ValueError(
+                f"'likelihood' should be 'bernoulli' or 'multinomial', got '{likelihood}'."
+            )
+        self.likelihood = likelihood
+        self.log_pi = nn.Parameter(torch.zeros(num_classes))  # (K,), up to a constant
+        self.W = nn.Parameter(0.1 * torch.randn(num_classes, obs_dim))  # (K, D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Observes x, of shape (N, D), and returns it.
+
+        Unconditioned, it returns a dream; a multinomial one has the total of each datum.
+        """
+        with pyro.plate("data", len(x), dim=-1):
+            k = pyro.sample("k", dist.Categorical(logits=self.log_pi))  # (*,)
+            W = self.W[k]  # (*, D)
+            if self.likelihood == "bernoulli":
+                return pyro.sample("x", dist.Bernoulli(logits=W).to_event(1), obs=x)
+            return pyro.sample("x", Counts(x.sum(-1), W), obs=x)
