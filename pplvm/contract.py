@@ -41,6 +41,7 @@ def check(model: Callable, guide: Callable | None, *data: Tensor) -> None:
         drawn = {
             s.name for s in q.values() if not s.infer.get("is_auxiliary") and s.kind == "latent"
         }
+        latents -= traces.listable(model, guide, *data)
         if latents != drawn:
             raise ValueError(traces.mismatch(latents, drawn))
         for name in sorted(latents):
@@ -57,8 +58,14 @@ def check(model: Callable, guide: Callable | None, *data: Tensor) -> None:
             ) from error
 
 
-def check_minibatches(model: Callable, *data: Tensor) -> None:
-    """Raises a ``ValueError`` for data that minibatches could not scale."""
+def check_minibatches(model: Callable, listed: frozenset[str], *data: Tensor) -> None:
+    """Raises a ``ValueError`` for data, or a sum over latents, that minibatches could not scale."""
+    for site in traces.look(model, *data).values():
+        if site.name in listed and not traces.in_data_plate(site):
+            raise ValueError(
+                f"site '{site.name}' is discrete and shared by the data, so that it can be summed out "
+                "of all of them alone: leave out 'batch_size', or sample it in the guide."
+            )
     for site in traces.look(model, *data).values():
         if site.kind == "observed" and not traces.in_data_plate(site):
             raise ValueError(

@@ -150,7 +150,8 @@ def fit(
 
     Args:
         model: The story, a function or module; what it learns is learned in a copy.
-        guide: The guide, likewise; None for Pyro's ``AutoNormal``.
+        guide: The guide, likewise; None for Pyro's ``AutoNormal``. Discrete latents that it lacks
+            are summed out, each datum's own inside its own density.
         data: The arguments of both: tensors or arrays that share their first axis, memory maps
             among them, or one ``DataLoader``. Floating data take the dtype of the parameters.
         objective: One of :mod:`pplvm.objectives`, or a Pyro ELBO object.
@@ -336,10 +337,12 @@ def _check_default_guide(model: Callable, batches: Batches) -> None:
         sites = traces.run(model, *batches.first())
     for name, site in sites.items():
         if site.kind == "latent" and site.fn.support.is_discrete:
-            raise ValueError(
-                f"site '{name}' ({traces.distribution_name(site.fn)}) is discrete, for which there is "
-                "no default guide: give 'guide'."
-            )
+            if not site.fn.has_enumerate_support:
+                raise ValueError(
+                    f"site '{name}' ({traces.distribution_name(site.fn)}) is discrete, with states that "
+                    "cannot be listed and summed out: give a 'guide' that samples it."
+                )
+            continue
         if site.kind == "latent" and traces.in_data_plate(site) and batches.per_epoch > 1:
             raise ValueError(
                 f"site '{name}' is each datum's own, and the default guide has parameters for each "

@@ -68,7 +68,7 @@ class Run:
         compile: str = "off",
         num_steps: int = 1000,
     ) -> None:
-        self.model, self.guide = _copies(model, guide)
+        self.model, self.guide = _copies(model, guide, *batches.first())
         for module in modules(self.model, self.guide).values():
             module.to(device).train()
         self.objective, self.batches, self.device = objective, batches, device
@@ -81,10 +81,12 @@ class Run:
             if _num_particles(objective) > 1:
                 traces.check_particles(self.model, self.guide, *first)
             self._nesting = traces.nesting(self.model, self.guide, *first)
+            known = traces.prepared(Program(self.model, 1.0, self._nesting), self.guide, *first)
+            self._listed, self._even = known.listed, known.even
             self.scope.adopt(modules(self.model, self.guide))
             self.parameters = leaves(self.model, self.guide)
             if batches.per_epoch > 1:
-                check_minibatches(self.model, *first)
+                check_minibatches(self.model, self._listed, *first)
             check_closures(self.model, self.guide, self.parameters)
         if not self.parameters:
             raise ValueError(
@@ -157,7 +159,10 @@ class Run:
     def estimate(self, *batch: Tensor, weight: float | Tensor | None = None) -> Estimate:
         """Returns the objective's estimate on one batch, the divergence weighted if so asked."""
         share = len(batch[0]) / self.batches.size
-        model, guide = (Program(f, share, self._nesting) for f in (self.model, self.guide))
+        model, guide = (
+            Program(f, share, self._nesting, self._listed, self._even)
+            for f in (self.model, self.guide)
+        )
         if weight is None:
             return self.objective(model, guide, *batch)
         return self.objective(model, guide, *batch, kl_weight=weight)
@@ -291,8 +296,12 @@ def _num_particles(objective: Callable) -> int:
     return 1 if option is None else option.default
 
 
-def _copies(model: Callable, guide: Callable | None) -> tuple[Callable, Callable]:
+def _copies(model: Callable, guide: Callable | None, *data: Tensor) -> tuple[Callable, Callable]:
     """Returns copies of both that share what the originals share."""
+    kinds = _kinds(model, *data) if guide is None else set()
+    discrete = True in kinds
+    if kinds == {True}:
+        guide = nothing
     memo: dict = {}
     modules_ = guide.modules() if isinstance(guide, AutoGuide) else ()
     held = [(g, g._model, g.master) for g in modules_ if isinstance(g, AutoGuide)]
@@ -300,7 +309,20 @@ def _copies(model: Callable, guide: Callable | None) -> tuple[Callable, Callable
     for original, its_model, master in held:  # copying makes both of them forget
         original._model, original.master = its_model, master
         memo[id(original)]._model = (copy.deepcopy(its_model[0], memo),)
-    return model, AutoNormal(model) if guide is None else guide
+    if guide is None:
+        guide = AutoNormal(traces.continuous_part(model)) if discrete else AutoNormal(model)
+    return model, guide
+
+
+def _kinds(model: Callable, *data: Tensor) -> set[bool]:
+    """Returns whether there are discrete latents in a model, and whether there are others."""
+    with Scope(0)():
+        sites = traces.look(model, *data).values()
+    return {site.fn.support.is_discrete for site in sites if site.kind == "latent"}
+
+
+def nothing(*data: Tensor) -> None:
+    """The guide of a story without continuous latents."""
 
 
 class NotFiniteError(ValueError):

@@ -36,6 +36,7 @@ from pplvm.traces.sites import (
     SupportError,
     check_support,
     closed_kl,
+    continuous_part,
     declares_parameters,
     distribution_name,
     factorises,
@@ -45,6 +46,7 @@ from pplvm.traces.sites import (
     nesting,
     run,
 )
+from pplvm.traces.sums import listable, prepared
 
 __all__ = [
     "DATA",
@@ -59,6 +61,7 @@ __all__ = [
     "check_support",
     "closed_kl",
     "constrained",
+    "continuous_part",
     "declares_parameters",
     "decode",
     "distribution_name",
@@ -68,6 +71,7 @@ __all__ = [
     "factorises",
     "first_non_finite",
     "in_data_plate",
+    "listable",
     "log_joint",
     "look",
     "loops_are_even",
@@ -77,6 +81,7 @@ __all__ = [
     "pointwise",
     "posterior",
     "potential",
+    "prepared",
     "replay",
     "run",
     "site_log_probs",

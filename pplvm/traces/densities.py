@@ -25,6 +25,7 @@ from pplvm.traces.sites import (
     site_log_prob,
     split_terms,
 )
+from pplvm.traces.sums import listable, scored
 
 
 class Scores(NamedTuple):
@@ -93,16 +94,16 @@ def weigh(
             plate is a ``ValueError``; else one for the data set as a whole, (P, 1). A story
             without a data plate is one datum.
     """
-    p_trace, q_trace = _score_traces(model, guide, z, *data)
+    p_sites, sums, q_sites = _scored(model, guide, z, *data)
     log_p, log_q = (
         split_terms(
-            [(site, site_log_prob(name, site)) for name, site in samples(trace)], z.num_particles
+            [*((site, site_log_prob(n, site)) for n, site in sites.items()), *more], z.num_particles
         )
-        for trace in (p_trace, q_trace)
+        for sites, more in ((p_sites, sums), (q_sites, []))
     )
     if (log_p.local is None and log_q.local is None) or not per_datum:
         return Scores(*(part.whole()[:, None] for part in (log_p, log_q)))
-    for name, site in (*samples(q_trace), *samples(p_trace)):
+    for name, site in (*q_sites.items(), *p_sites.items(), *(("", site) for site, _ in sums)):
         if not in_data_plate(site):
             raise ValueError(
                 f"site '{name}' is shared by the data, but this objective weighs each datum alone: "
@@ -121,9 +122,8 @@ def elbo_terms(
     after the same sites; elsewhere it is :math:`\log q(z) - \log p(z)` at the draws. What the
     data share is spread evenly over them.
     """
-    p_trace, q_trace = _score_traces(model, guide, z, *data)
-    p_sites, q_sites = dict(samples(p_trace)), dict(samples(q_trace))
-    lik = [(s, site_log_prob(n, s)) for n, s in p_sites.items() if s["is_observed"]]
+    p_sites, sums, q_sites = _scored(model, guide, z, *data)
+    lik = [(s, site_log_prob(n, s)) for n, s in p_sites.items() if s["is_observed"]] + sums
     kl, before, order = [], set(), list(q_sites)
     for name, p in p_sites.items():
         if p["is_observed"]:
@@ -135,7 +135,8 @@ def elbo_terms(
         else:
             kl += [(q, site_log_prob(name, q)), (p, -site_log_prob(name, p))]
         before.add(name)
-    kl += [(q, site_log_prob(name, q)) for name, q in q_sites.items()]  # auxiliary to the guide
+    # What is auxiliary to the guide, or in the model has a prior that depends on what is summed out.
+    kl += [(q, site_log_prob(name, q)) for name, q in q_sites.items()]
     parts = [split_terms(terms, z.num_particles) for terms in (lik, kl)]
     size = max((part.local.shape[-1] for part in parts if part.local is not None), default=1)
     return parts[0].even(size), parts[1].even(size)
@@ -218,11 +219,11 @@ def _particles(
     return pyro.plate(PARTICLES, num_particles, dim=-1 - nesting(model, guide, *data))
 
 
-def _score_traces(
+def _scored(
     model: Callable, guide: Callable, z: Latents, *data: Tensor
-) -> tuple[poutine.Trace, poutine.Trace]:
+) -> tuple[dict[str, dict], list[tuple[dict, Tensor]], dict[str, dict]]:
+    """Returns the sites of the model, sums over those that the guide lacks, and the guide's sites."""
     with z.plate:
-        p = poutine.trace(poutine.replay(model, trace=z.trace)).get_trace(*data)
         # Draws that move carry their own density; at fixed ones the guide is run again, lest a
         # gradient flow from one latent to the parameters of the next.
         q = (
@@ -230,11 +231,23 @@ def _score_traces(
             if z.moving
             else poutine.trace(poutine.replay(guide, trace=z.trace)).get_trace(*data)
         )
-    latents = {name for name, site in samples(p) if not site["is_observed"]}
     drawn = {n for n, site in samples(q) if not site["infer"].get("is_auxiliary")}
+    listed = getattr(model, "listed", None)
+    if not listed:
+        with z.plate:
+            p = poutine.trace(poutine.replay(model, trace=z.trace)).get_trace(*data)
+        sites, sums = dict(samples(p)), []
+        latents = {name for name, site in sites.items() if not site["is_observed"]}
+        if latents > drawn and listed is None:  # a bare program
+            listed = listable(model, guide, *data)
+    if listed:
+        depth = nesting(model, guide, *data) + (z.num_particles > 1)
+        values = {name: site["value"] for name, site in samples(z.trace)}
+        sites, sums = scored(model, values, z.plate, depth, *data)
+        latents = drawn
     if latents != drawn:
         raise ValueError(mismatch(latents, drawn))
-    return p, q
+    return sites, sums, dict(samples(q))
 
 
 def _kl(q: dict, p: dict) -> Tensor | None:

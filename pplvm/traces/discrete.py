@@ -11,7 +11,7 @@ from torch import Tensor
 from pplvm.traces.chains import Chain, collapse
 from pplvm.traces.elimination import Factor, Step, eliminate
 from pplvm.traces.factors import factors_of
-from pplvm.traces.placements import NO_LOOPS, Plan, device_of, enumerated, plan
+from pplvm.traces.placements import MANY, NO_LOOPS, Plan, device_of, enumerated, plan
 from pplvm.traces.series import Beginning, Loop, Series, UnevenError
 
 # Steps by which a loop is judged: the third is the first to see what the one before passed on.
@@ -67,7 +67,9 @@ def graph_of(model: Callable, latents: Plan, *data: Tensor, even: bool = False) 
 
 
 def _graph(model: Callable, latents: Plan, loops: object, *data: Tensor) -> Graph:
-    trace = enumerated(model, latents, *data, loops=loops)
+    values = {name: z.value for name, z in latents.continuous.items()}
+    bounded = list(latents.discrete) if latents.num_joint_states > MANY else []
+    trace = enumerated(model, values, latents.depth, *data, loops=loops, bounded=bounded)
     found = loops.loops if isinstance(loops, Series) else []
     factors, homes = factors_of(trace, latents.depth, found)
     chains, factors, homes = collapse(found, trace, factors, homes)

@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 from pplvm.traces.elimination import check_size
 from pplvm.traces.sites import distribution_name, samples
 
-_MANY = 2**16  # joint states from which on the size of every table is looked at first
+MANY = 2**16  # joint states from which on the size of every table is looked at first
 NO_LOOPS = nullcontext()  # loops over time are run as they stand
 
 
@@ -85,18 +85,31 @@ def device_of(data: tuple[Any, ...]) -> torch.device | None:
 
 
 def enumerated(
-    model: Callable, latents: Plan, *data: Tensor, loops: AbstractContextManager = NO_LOOPS
+    model: Callable,
+    values: dict[str, Tensor],
+    depth: int,
+    *data: Tensor,
+    loops: AbstractContextManager = NO_LOOPS,
+    bounded: Iterable[str] = (),
 ) -> poutine.Trace:
-    """Runs a model at the same continuous latents, and at every state of the discrete ones."""
-    values = {name: z.value for name, z in latents.continuous.items()}
-    first = -1 - latents.depth
+    """Runs a model at given latents, and at every state of all others, in dims on the left.
+
+    Args:
+        model: The story.
+        values: Latents as they stand in a run, (batch…, event…).
+        depth: How many dims plates take.
+        data: The arguments of the story.
+        loops: How loops over time are run.
+        bounded: Names of the others, if the size of every table is to be looked at before it is
+            made.
+    """
     with (
         TraceMessenger() as tracer,
         _Traceable(),
         _Fix(values),
-        _Enumerate(first),
-        _Parallel(latents.discrete),
-        _Bounded(latents.discrete) if latents.num_joint_states > _MANY else nullcontext(),
+        _Enumerate(-1 - depth),
+        _Parallel(values),
+        _Bounded(bounded) if bounded else nullcontext(),
         loops,
     ):
         try:
@@ -202,14 +215,17 @@ class _Enumerate(EnumMessenger):
 
 
 class _Parallel(Messenger):
-    """Marks the latents to enumerate, whatever the story says of them."""
+    """Marks the latents to enumerate, whatever the story says of them: discrete ones not given."""
 
-    def __init__(self, names: Iterable[str]) -> None:
+    def __init__(self, given: Iterable[str]) -> None:
         super().__init__()
-        self.names = names
+        self.given = given
 
     def _pyro_sample(self, msg: dict) -> None:
-        how = "parallel" if msg["name"] in self.names else None
+        if poutine.util.site_is_subsample(msg):
+            return
+        listed = msg["name"] not in self.given and not msg["is_observed"] and not msg["done"]
+        how = "parallel" if listed and distribution_name(msg["fn"]) != Delta.__name__ else None
         msg["infer"].update(enumerate=how, expand=False, num_samples=None)
 
 

@@ -25,12 +25,16 @@ class Program:
     """A model or guide with what the layer knows of it.
 
     ``share`` is B/N for a minibatch of B out of N data: each minibatch then carries its share
-    of the log-density of what all data share. ``nesting`` is how many plate dims there are.
+    of the log-density of what all data share. ``nesting`` is how many plate dims there are,
+    ``listed`` are the discrete latents that the guide leaves to be summed out, and ``even`` says
+    whether loops over time may be run for all their later steps at once.
     """
 
     program: Callable
     share: float = 1.0
     nesting: int | None = None
+    listed: frozenset[str] | None = None
+    even: bool = False
 
     def __call__(self, *data: Tensor) -> Any:
         """Runs the program."""
@@ -123,6 +127,17 @@ def nesting(model: Callable, guide: Callable | None, *data: Tensor) -> int:
         return known[0]
     programs = [model] if guide is None else [model, guide]
     return max(depth_of(run(program, *data).values()) for program in programs)
+
+
+def continuous_part(program: Callable) -> Callable:
+    """Returns a program whose discrete latents are hidden from whoever looks at it."""
+    return poutine.block(program, hide_fn=_is_discrete_latent)
+
+
+def _is_discrete_latent(site: dict) -> bool:
+    if site["type"] != "sample" or site["is_observed"] or poutine.util.site_is_subsample(site):
+        return False
+    return site["fn"].support.is_discrete
 
 
 class SupportError(ValueError):
