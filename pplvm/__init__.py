@@ -1,6 +1,7 @@
 """Latent variable models on Pyro: one generative story, every inference method, one report."""
 
 from pplvm.compare import compare
+from pplvm.conjugate import conjugate
 from pplvm.contract import explain
 from pplvm.draws import Draws
 from pplvm.exact import Exact, exact
@@ -21,6 +22,7 @@ __all__ = [
     "Table",
     "chees",
     "compare",
+    "conjugate",
     "exact",
     "explain",
     "fit",

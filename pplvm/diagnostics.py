@@ -66,12 +66,14 @@ class Loo(NamedTuple):
 def psis_loo(draws: Draws) -> Loo | None:
     """Estimates the expected log predictive density by PSIS-LOO, where that has a meaning.
 
-    It has none where a datum has latents of its own, which leaving it out would leave unknown,
+    It has none where a datum has latents of its own, which leaving it out would leave unknown
+    (discrete ones are summed out),
     nor for several observed sites, whose shares of a datum Pyro does not tell, nor for a story
     without anything that the data share.
     """
     sites = traces.look(draws.model, *draws.data)
-    if any(traces.in_data_plate(sites[name]) for name in draws.values):
+    left = draws.values.keys() - traces.discrete_latents(draws.model, *draws.data)
+    if not left or any(traces.in_data_plate(sites[name]) for name in left):
         return None
     likelihood = draws.log_likelihood()
     if len(likelihood) != 1 or next(iter(likelihood.values())).ndim < 3:

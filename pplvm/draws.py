@@ -72,8 +72,16 @@ class Draws:
         )
 
     def log_likelihood(self) -> dict[str, Tensor]:
-        """Returns each observed site's log-density in nats, (C, S, N), or (C, S) outside the plate."""
-        return self._replay(lambda values: traces.pointwise(self.model, values, *self.data))
+        """Returns each observed site's log-density in nats, (C, S, N), or (C, S) outside the plate.
+
+        Discrete latents are summed out, each datum's own inside its own density; the sites that they
+        tie together are one then.
+        """
+        if traces.discrete_latents(self.model, *self.data):
+            of = traces.summed_pointwise
+        else:
+            of = traces.pointwise
+        return self._replay(lambda values: of(self.model, values, *self.data))
 
     def predict(self, seed: int = 0) -> dict[str, Tensor]:
         """Draws what is observed anew at each draw of the latents, (C, S, N, …)."""

@@ -187,9 +187,9 @@ CASES: dict[str, tuple[Callable, list[str]]] = {
         lambda: of(*of_oracle(discrete)[:2], torch.ones(4)),
         ["'k'", "Categorical", "pathwise", "'reweighted_wake_sleep'"],
     ),
-    "discrete without guide": (
-        lambda: of(of_oracle(discrete).model, None, torch.ones(4)),
-        ["'k'", "Categorical", "discrete", "give 'guide'"],
+    "endless without guide": (
+        lambda: of(story(prior=dist.Poisson(2.0)), None, X1),
+        ["'z'", "Poisson", "cannot be listed", "'guide'"],
     ),
     "minibatches without guide": (
         lambda: of(story(), None, X1, batch_size=2), ["'z'", "each datum", "'batch_size'"],

@@ -31,7 +31,7 @@ ORDER = [
     ["likelihood"],
     ["fit"],
     ["enumeration"],
-    ["exact"],
+    ["exact", "conjugate"],
     ["native"],
     ["potentials"],
     ["nuts", "chees"],

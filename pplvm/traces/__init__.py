@@ -19,6 +19,7 @@ from pplvm.traces.densities import (
 )
 from pplvm.traces.discrete import loops_are_even
 from pplvm.traces.enumeration import Listed
+from pplvm.traces.likelihoods import discrete_latents, summed_pointwise
 from pplvm.traces.potentials import constrained, potential, unconstrained, unconstrained_shapes
 from pplvm.traces.replays import (
     check_particles,
@@ -64,6 +65,7 @@ __all__ = [
     "continuous_part",
     "declares_parameters",
     "decode",
+    "discrete_latents",
     "distribution_name",
     "draw",
     "dream",
@@ -85,6 +87,7 @@ __all__ = [
     "replay",
     "run",
     "site_log_probs",
+    "summed_pointwise",
     "unconstrained",
     "unconstrained_shapes",
     "weigh",

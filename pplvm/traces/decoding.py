@@ -53,14 +53,14 @@ def decode(
         def backward(tensors: list[Tensor]) -> dict[str, Tensor]:
             return decoded(graph.filled(tensors), first, most_probable)
 
-        forward, backward = _over_draws(log_probs, values), vmap(backward, randomness="different")
+        forward, backward = over_draws(log_probs, values), vmap(backward, randomness="different")
         size = max(1, _BATCH // sum(x.numel() for x in graph.tensors()))
         starts = range(0, len(next(iter(values.values()))), size)
         draws = [backward(forward(_row(values, slice(s, s + size)))) for s in starts]
     return {name: torch.cat([draw[name] for draw in draws]) for name in draws[0]}
 
 
-def _over_draws(log_probs: Callable, values: dict[str, Tensor]) -> Callable:
+def over_draws(log_probs: Callable, values: dict[str, Tensor]) -> Callable:
     """Returns the function over many draws: traced, or where it cannot be, one by one.
 
     A traced story is tensor operations alone, so that it need not broadcast to be vectorised.

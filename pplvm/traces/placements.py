@@ -27,6 +27,7 @@ from pplvm.traces.sites import distribution_name, samples
 
 MANY = 2**16  # joint states from which on the size of every table is looked at first
 NO_LOOPS = nullcontext()  # loops over time are run as they stand
+NO_PLATE = nullcontext()
 
 
 class Latent(NamedTuple):
@@ -90,6 +91,7 @@ def enumerated(
     depth: int,
     *data: Tensor,
     loops: AbstractContextManager = NO_LOOPS,
+    plate: AbstractContextManager = NO_PLATE,
     bounded: Iterable[str] = (),
 ) -> poutine.Trace:
     """Runs a model at given latents, and at every state of all others, in dims on the left.
@@ -100,6 +102,7 @@ def enumerated(
         depth: How many dims plates take.
         data: The arguments of the story.
         loops: How loops over time are run.
+        plate: One around all others, of particles.
         bounded: Names of the others, if the size of every table is to be looked at before it is
             made.
     """
@@ -111,6 +114,7 @@ def enumerated(
         _Parallel(values),
         _Bounded(bounded) if bounded else nullcontext(),
         loops,
+        plate,  # inside, lest it come after what has been listed
     ):
         try:
             model(*data)

@@ -48,9 +48,13 @@ def log_prob(fn: dist.Distribution, value: Tensor) -> Tensor:
     base = _unexpanded(base)
     cut = len(base.batch_shape) - dims
     states, data = base.batch_shape[:cut], value.shape[: value.ndim - dims]
-    if value.shape[value.ndim - dims :] != base.batch_shape[cut:] or not _apart(states, data):
+    if value.shape[value.ndim - dims :] != base.batch_shape[cut:] or states.numel() == 1:
         return fn.log_prob(value)
     eta, log_normaliser, carrier = family(base, value)
+    if not _apart(states, data):  # sums, which take fewer passes over memory than fn's own
+        over = tuple(range(-dims, 0))
+        terms = (eta * value).sum(over) - log_normaliser.sum(over)
+        return terms if carrier is None else terms + carrier.sum(over)
     K, N, D = prod(states), prod(data), prod(base.batch_shape[cut:])
     terms = eta.reshape(K, D) @ value.to(eta.dtype).reshape(N, D).T  # (K, N)
     terms = terms - log_normaliser.reshape(K, D).sum(-1, keepdim=True)

@@ -68,8 +68,7 @@ def scored(
         it.
     """
     loops = Series(device_of(data), worth=True) if getattr(model, "even", False) else NO_LOOPS
-    with plate:
-        trace = enumerated(model, values, depth, *data, loops=loops)
+    trace = enumerated(model, values, depth, *data, loops=loops, plate=plate)
     found = loops.loops if isinstance(loops, Series) else []
     return _summed(trace, found, depth)
 
