@@ -37,6 +37,7 @@ def story(name: str):
 
 
 NAMES = [*PER_DATUM, *SHARED, *NO_PLATE, "mixture", "correlated"]
+LIBRARY = ["vae"]  # whose products of matrices are too large to be kernels
 FEW = ["schools", "mixture", "correlated", "factor_analysis"]  # which take seconds to compile
 COMPILED = [n if n in FEW else pytest.param(n, marks=pytest.mark.slow) for n in NAMES]
 
@@ -65,14 +66,15 @@ def test_the_traced_potential_is_the_storys(name):
 def test_the_c_function_is_the_storys(name):
     model, data = story(name)
     potential = Potential(model, *data, mode="inductor")
-    assert potential.native is not None
+    assert (potential.native is None) == (name in LIBRARY)
+    alone = [f for f in (potential.native, potential.single) if f is not None]
     rows = potential.rows(5)
     x = points(potential, 5)
     values, gradients = rows(x)
     for row, value, gradient in zip(x, values, gradients, strict=True):
         want, slope = potential.eager(row)
         near = {"rtol": 1e-10, "atol": 1e-10 * slope.abs().max().item()}
-        for found in (potential.native(row), potential.single(row), (value, gradient)):
+        for found in (*(function(row) for function in alone), (value, gradient)):
             assert torch.allclose(found[0], want, rtol=1e-10)
             assert torch.allclose(found[1], slope, **near)
 
