@@ -27,11 +27,11 @@ tutorials: .venv/installed-tutorials
 			|| exit 1; done
 
 bench: .venv/installed-bench
-	for file in check_peers svi nuts chains start memory vae; do \
+	for file in check_peers svi nuts chains start memory hmm vae; do \
 		$(BIN)/python benchmarks/$$file.py || exit 1; done
 
 bench-quick: .venv/installed-bench
-	for file in svi nuts chains memory; do \
+	for file in svi nuts chains memory hmm; do \
 		$(BIN)/python benchmarks/$$file.py --quick || exit 1; done
 
 .venv/installed: setup.cfg constraints.txt
