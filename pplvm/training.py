@@ -81,10 +81,11 @@ class Run:
             if _num_particles(objective) > 1:
                 traces.check_particles(self.model, self.guide, *first)
             self._nesting = traces.nesting(self.model, self.guide, *first)
-            known = traces.prepared(Program(self.model, 1.0, self._nesting), self.guide, *first)
-            self._listed, self._even = known.listed, known.even
             self.scope.adopt(modules(self.model, self.guide))
             self.parameters = leaves(self.model, self.guide)
+            with self._elsewhere():
+                known = traces.prepared(Program(self.model, 1.0, self._nesting), self.guide, *first)
+            self._listed, self._even = known.listed, known.even
             if batches.per_epoch > 1:
                 check_minibatches(self.model, self._listed, *first)
             check_closures(self.model, self.guide, self.parameters)
@@ -103,6 +104,23 @@ class Run:
         self.step_count, self.history = 0, History()
         self.best: dict[str, Tensor] | None = None
         self.best_step = 0
+
+    @contextmanager
+    def _elsewhere(self) -> Iterator[None]:
+        """Moves the parameters a little: what they are at first may hide what they can do."""
+        held = {p: p.detach().clone() for p in self.parameters.values()}
+        random = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for p, value in held.items():
+                noise = 0.1 * torch.randn(value.shape, generator=random, dtype=value.dtype)
+                noise = noise.to(value.device)
+                p.copy_(torch.where(value == 0, noise, value * noise.exp()))
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for p, value in held.items():
+                    p.copy_(value)
 
     # ---- steps: all of them are to be called inside the scope ----
 

@@ -197,6 +197,33 @@ def test_bounds_and_gradients_are_those_of_the_sum_by_hand(story, name, as_in_fi
         assert torch.allclose(a, b, rtol=1e-9, atol=1e-9)
 
 
+class Recurrent(Parameters):
+    """Hands a state of its own on, which its first parameters hide."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    def forward(self, x):
+        h, z = 0.0 * x[:, 0], 0
+        with pyro.plate("data", len(x), dim=-1):
+            for t in pyro.markov(range(x.shape[1])):
+                z = pyro.sample(f"z_{t}", dist.Categorical(logits=self.A[z]))
+                loc = self.loc[z] + self.weight * h
+                pyro.sample(f"x_{t}", dist.Normal(loc, 1.0), obs=x[:, t])
+                h = h + x[:, t]
+        return x
+
+
+def test_a_loop_that_first_parameters_make_even_is_not_run_as_one():
+    fit = pplvm.fit(Recurrent(), None, ROLL, num_steps=30, lr=0.1, progress=False)
+    assert abs(fit.model.weight) > 0.1
+    exact = pplvm.exact(fit.model, ROLL)  # which judges loops at the parameters that it has
+    assert not exact.listed.graph.chains
+    assert torch.allclose(fit.bound(num_repeats=1)[0], exact.log_marginal)
+    assert not fit.run._even
+
+
 def test_dreams_of_a_story_with_sums_teach_the_guide():
     model, guide = Listed(), Amortised()
     fit = pplvm.fit(model, guide, X, objective=wake_sleep, num_steps=20, progress=False)
