@@ -1,5 +1,6 @@
 """Latent variable models on Pyro: one generative story, every inference method, one report."""
 
+from pplvm.align import align
 from pplvm.compare import compare
 from pplvm.conjugate import conjugate
 from pplvm.contract import explain
@@ -20,6 +21,7 @@ __all__ = [
     "LogMarginal",
     "Row",
     "Table",
+    "align",
     "chees",
     "compare",
     "conjugate",

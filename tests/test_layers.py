@@ -28,6 +28,7 @@ ORDER = [
     ["training"],
     ["loop"],
     ["draws"],
+    ["align"],
     ["likelihood"],
     ["fit"],
     ["enumeration"],
