@@ -205,7 +205,7 @@ STORIES = {
     "mixed": Row(mixed, (X,), True, ("kind", "z")),
     "factorial": Row(factorial, (X,), True, ("w", "z")),
     "coupled": Row(coupled, (X[:, :2],), True, ("v", "w", "z")),
-    "twice": Row(twice, (X[:, :2],), True, ("a", "b")),
+    "twice": Row(twice, (X,), True, ("a", "b")),
     "recurrent": Row(recurrent, (X,), False, ("z_0", "z_1", "z_2")),
     "moody": Row(moody, (X,), False, ("z_0", "z_1", "z_2")),
     "listed": Row(listed, (X,), False, ("z_0", "z_1", "z_2")),

@@ -17,6 +17,7 @@ from arviz_stats import loo
 from torch import Tensor, nn
 
 import pplvm
+from pplvm import traces
 from pplvm.models.gaussian_mixture import BayesianGaussianMixture, GaussianMixture
 from pplvm.models.hmm import HMM
 from pplvm.objectives import elbo, iwae, reweighted_wake_sleep, wake_sleep
@@ -281,6 +282,12 @@ def test_pointwise_likelihoods_are_those_of_the_sum_by_hand(story):
     values = {name: draws[0][name] for name in draws[1].values}
     want = replace(draws[1], values=values).log_likelihood()["x"]
     assert torch.allclose(found["x"], want)
+
+
+def test_what_is_summed_out_above_a_known_latent_says_nothing_of_its_data():
+    z = torch.randn(4, len(X), dtype=torch.float64)
+    found = traces.summed_pointwise(Listed(), {"z": z}, X)
+    assert torch.allclose(found["x"], dist.Normal(z, 0.7).log_prob(X))
 
 
 def test_loo_of_a_mixture_is_that_of_its_sum_by_hand():
