@@ -129,7 +129,7 @@ def coupled(x):
 
 
 def twice(x):
-    """Two loops, and a step of the second that sees no latent."""
+    """Two loops, with sites that see no latent, and of these some that are the same at each step."""
     with pyro.plate("data", len(x), dim=-1):
         for name in ("a", "b"):
             z = 0
@@ -137,6 +137,7 @@ def twice(x):
                 z = pyro.sample(f"{name}_{t}", dist.Categorical(PI if t == 0 else A[z]))
                 pyro.sample(f"x_{name}_{t}", dist.Normal(MU[z], 1.0), obs=x[:, t])
                 pyro.sample(f"idle_{name}_{t}", dist.Normal(0.0, 1.0), obs=x[:, t])
+                pyro.factor(f"same_{name}_{t}", x[:, 0])
     return x
 
 

@@ -284,10 +284,22 @@ def test_pointwise_likelihoods_are_those_of_the_sum_by_hand(story):
     assert torch.allclose(found["x"], want)
 
 
-def test_what_is_summed_out_above_a_known_latent_says_nothing_of_its_data():
-    z = torch.randn(4, len(X), dtype=torch.float64)
-    found = traces.summed_pointwise(Listed(), {"z": z}, X)
-    assert torch.allclose(found["x"], dist.Normal(z, 0.7).log_prob(X))
+class Deep(Parameters):
+    """Data that see a discrete latent, and a continuous one below it."""
+
+    def forward(self, x):
+        with pyro.plate("data", len(x), dim=-1):
+            k = pyro.sample("k", dist.Categorical(logits=self.logits))
+            z = pyro.sample("z", dist.Normal(self.loc[k], 0.8))
+            return pyro.sample("x", dist.Normal(z + 0.5 * self.loc[k], 0.7), obs=x)
+
+
+def test_pointwise_likelihoods_are_given_the_continuous_latents():
+    z, model = torch.randn(4, len(X), dtype=torch.float64), Deep()
+    found = traces.summed_pointwise(model, {"z": z}, X)
+    posterior = model.logits + dist.Normal(model.loc, 0.8).log_prob(z[..., None])  # (P, N, K)
+    seen = dist.Normal(z[..., None] + 0.5 * model.loc, 0.7).log_prob(X[:, None])
+    assert torch.allclose(found["x"], (posterior.log_softmax(-1) + seen).logsumexp(-1))
 
 
 def test_loo_of_a_mixture_is_that_of_its_sum_by_hand():
