@@ -5,6 +5,7 @@ from pplvm.compare import compare
 from pplvm.conjugate import conjugate
 from pplvm.contract import explain
 from pplvm.draws import Draws
+from pplvm.em import EM, em
 from pplvm.exact import Exact, exact
 from pplvm.fit import Fit, fit, load
 from pplvm.likelihood import LogMarginal, log_marginal
@@ -14,6 +15,7 @@ from pplvm.types import Estimate
 
 __version__ = "0.1.0"
 __all__ = [
+    "EM",
     "Draws",
     "Estimate",
     "Exact",
@@ -25,6 +27,7 @@ __all__ = [
     "chees",
     "compare",
     "conjugate",
+    "em",
     "exact",
     "explain",
     "fit",

@@ -4,7 +4,7 @@ import copy
 import functools
 import gc
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -227,3 +227,21 @@ def _set_random(states: list[Tensor]) -> None:
     torch.set_rng_state(states[0])
     for i, state in enumerate(states[1:]):
         torch.cuda.set_rng_state(state, i)
+
+
+@contextmanager
+def moved(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """Moves parameters a little: what they are at first may hide what they can do."""
+    held = {p: p.detach().clone() for p in parameters}
+    random = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p, value in held.items():
+            noise = 0.1 * torch.randn(value.shape, generator=random, dtype=value.dtype)
+            noise = noise.to(value.device)
+            p.copy_(torch.where(value == 0, noise, value * noise.exp()))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for p, value in held.items():
+                p.copy_(value)

@@ -17,7 +17,7 @@ from pplvm import traces
 from pplvm.batches import Batches
 from pplvm.contract import check, check_closures, check_minibatches
 from pplvm.gradients import Gradients
-from pplvm.parameters import Scope, leaves, modules
+from pplvm.parameters import Scope, leaves, modules, moved
 from pplvm.traces import Program
 from pplvm.types import Estimate
 from pplvm.updates import update
@@ -83,7 +83,7 @@ class Run:
             self._nesting = traces.nesting(self.model, self.guide, *first)
             self.scope.adopt(modules(self.model, self.guide))
             self.parameters = leaves(self.model, self.guide)
-            with self._elsewhere():
+            with moved(self.parameters.values()):
                 known = traces.prepared(Program(self.model, 1.0, self._nesting), self.guide, *first)
             self._listed, self._even = known.listed, known.even
             if batches.per_epoch > 1:
@@ -104,23 +104,6 @@ class Run:
         self.step_count, self.history = 0, History()
         self.best: dict[str, Tensor] | None = None
         self.best_step = 0
-
-    @contextmanager
-    def _elsewhere(self) -> Iterator[None]:
-        """Moves the parameters a little: what they are at first may hide what they can do."""
-        held = {p: p.detach().clone() for p in self.parameters.values()}
-        random = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for p, value in held.items():
-                noise = 0.1 * torch.randn(value.shape, generator=random, dtype=value.dtype)
-                noise = noise.to(value.device)
-                p.copy_(torch.where(value == 0, noise, value * noise.exp()))
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for p, value in held.items():
-                    p.copy_(value)
 
     # ---- steps: all of them are to be called inside the scope ----
 

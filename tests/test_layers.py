@@ -31,7 +31,7 @@ ORDER = [
     ["align"],
     ["likelihood"],
     ["fit"],
-    ["enumeration"],
+    ["enumeration", "em"],
     ["exact", "conjugate"],
     ["native"],
     ["potentials"],

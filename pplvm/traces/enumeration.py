@@ -43,10 +43,11 @@ class Listed:
     Args:
         model: A story without continuous latents; with any, a ``ValueError`` names one.
         data: Its arguments.
+        even: Whether loops over time may be run for all later steps at once, if that is known.
     """
 
-    def __init__(self, model: Callable, *data: Tensor) -> None:
-        even = loops_are_even(model, *data)
+    def __init__(self, model: Callable, *data: Tensor, even: bool | None = None) -> None:
+        even = loops_are_even(model, *data) if even is None else even
         self.latents: Plan = place(model, *data, even=even)
         for name, z in self.latents.continuous.items():
             raise ValueError(
@@ -77,6 +78,21 @@ class Listed:
             steps = torch.cat((next(found)[None], next(found)))  # (T, B, *K)
             chained |= _apart(chain, steps)
         return {n: self._placed(v, of_site, chained) for n, v in self.variables.items()}
+
+    def weights(self) -> list[Tensor]:
+        """Returns the posterior probabilities that weigh the log-densities in :meth:`expected`."""
+        fixed = [x.detach().clone().requires_grad_() for x in self.graph.tensors()]
+        with torch.enable_grad():
+            total = self.graph.filled(fixed).total()[0]
+            return list(torch.autograd.grad(total, fixed))
+
+    def expected(self, weights: list[Tensor]) -> Tensor:
+        """Returns the joint log-density, (), in expectation under a posterior, with gradient."""
+        terms = [
+            (weight * x.masked_fill(weight == 0, 0.0)).sum()  # what is impossible is not weighed
+            for weight, x in zip(weights, self.graph.tensors(), strict=True)
+        ]
+        return sum(terms)
 
     def most_probable(self) -> dict[str, Tensor]:
         """Returns the jointly most probable states, (plates…, event…), in loops (plates…, T, event…)."""
