@@ -11,13 +11,14 @@ from textwrap import wrap
 
 from torch import Tensor
 
+from pplvm.conjugate import Conjugate
 from pplvm.draws import Draws
 from pplvm.enumeration import Enumerated
 from pplvm.exact import Exact
 from pplvm.fit import Fit
 from pplvm.likelihood import LogMarginal
 
-Truth = Exact | Enumerated
+Truth = Exact | Enumerated | Conjugate
 Answer = Fit | Draws | Truth
 
 

@@ -326,3 +326,39 @@ def test_what_cannot_be_compared_is_named(name):
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         pplvm.compare(build())
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+# ---- other exact answers ----
+
+
+def counts(x: Tensor) -> Tensor:
+    rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+    with pyro.plate("data", len(x), dim=-1):
+        return pyro.sample("x", dist.Poisson(rate), obs=x)
+
+
+def labels(x: Tensor) -> Tensor:
+    with pyro.plate("data", len(x), dim=-1):
+        k = pyro.sample("k", dist.Bernoulli(0.3))
+        return pyro.sample("x", dist.Normal(2.0 * k, 1.0), obs=x)
+
+
+def test_a_conjugate_answer_is_a_reference(tmp_path):
+    x = torch.tensor([3.0, 1.0, 4.0, 0.0, 2.0])
+    chains = pplvm.nuts(counts, x, num_chains=2, num_warmup=200, num_samples=500, compile="graph")
+    table = pplvm.compare({"NUTS": chains, "conjugate": pplvm.conjugate(counts, x)})
+    assert table.reference == "conjugate"
+    assert table["NUTS"].mean_error < 0.2  # six errors of some 300 effective draws, and more
+    assert table["conjugate"].log_marginal < 0
+    table.report(tmp_path / "report.html")
+
+
+def test_an_enumerated_answer_is_a_reference(tmp_path):
+    x = torch.tensor([-1.0, 0.5, 2.2, 1.0])
+    exact = pplvm.exact(labels, x)
+    drawn = exact.draws(2000, seed=3)
+    table = pplvm.compare({"exact": exact, "draws": drawn})
+    assert table.reference == "exact"
+    assert table["draws"].mean_error < 0.15  # six errors of 2000 draws
+    assert table["exact"].log_marginal == pytest.approx(float(exact.log_marginal.mean()))
+    table.report(tmp_path / "report.html")
