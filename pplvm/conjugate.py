@@ -50,8 +50,7 @@ from pplvm.conjugate_families import Factors
 from pplvm.conjugate_reading import look, or_zeros, solve
 from pplvm.contract import bind
 from pplvm.draws import Draws
-from pplvm.exact import _double_by_default
-from pplvm.parameters import module_of
+from pplvm.parameters import double_by_default, module_of
 from pplvm.traces import distribution_name
 
 
@@ -190,7 +189,7 @@ def _solve_in_double(model: Callable, *data: Array, before: Factors | None = Non
         module_of(model).double()
     with pyro.validation_enabled(False):  # any point may be tried
         try:
-            with _double_by_default():
+            with double_by_default():
                 return _solve(model, *double, before=before)
         except RuntimeError:  # it holds tensors of float32 that do not mix with others
             return _solve(model, *single, before=before)

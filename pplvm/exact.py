@@ -22,8 +22,7 @@ __all__ = ["Exact", "exact"]
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -36,7 +35,7 @@ from pplvm.batches import as_tensor, check_data, floating_dtype
 from pplvm.contract import bind
 from pplvm.draws import Draws
 from pplvm.enumeration import Enumerated, enumerated
-from pplvm.parameters import module_of
+from pplvm.parameters import double_by_default, module_of
 from pplvm.traces import Site, distribution_name
 
 # A dense precision matrix of more unknowns than this is refused.
@@ -98,11 +97,11 @@ def exact(model: Callable, *data: Tensor) -> Exact | Enumerated:
     if module_of(model) is not None:  # float32 would cost half the digits
         doubled = copy.deepcopy(model)
         module_of(doubled).double()
-        with _double_by_default():
+        with double_by_default():
             found = _solve(doubled, *double)
     else:
         try:
-            with _double_by_default():
+            with double_by_default():
                 found = _solve(model, *double)
         except RuntimeError:  # it holds tensors of float32 that do not mix with others
             found = _solve(model, *given)
@@ -157,17 +156,6 @@ def _solve(model: Callable, *data: Tensor) -> Exact | Enumerated:
         data=data,
         settings={"method": "exact, linear-Gaussian"},
     )
-
-
-@contextmanager
-def _double_by_default() -> Iterator[None]:
-    """Makes what a story creates by itself, such as ``torch.zeros``, of float64."""
-    former = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(former)
 
 
 def _latent_sites(model: Callable, *data: Tensor) -> dict[str, Site]:

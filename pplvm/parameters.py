@@ -245,3 +245,14 @@ def moved(parameters: Iterable[Tensor]) -> Iterator[None]:
         with torch.no_grad():
             for p, value in held.items():
                 p.copy_(value)
+
+
+@contextmanager
+def double_by_default() -> Iterator[None]:
+    """Makes what a story creates by itself, such as ``torch.zeros``, of float64."""
+    former = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(former)

@@ -119,60 +119,87 @@ def _chain_of(
         for f in factors
         if not mine & set(f.dims)
     ]
+    names = [name for name in loop.first if _symbol(trace, name) in before]
+    chain = _laid_out(names, before, now, first, later, T, time)
+    known = _known(loop, trace, chain.dims, chain.sizes)
+    return chain._replace(plates=frozenset(chain.dims) - homes.keys(), known=known), rest
+
+
+def _laid_out(
+    names: list[str],
+    before: list[str],
+    now: list[str],
+    first: list[Factor],
+    later: list[Factor],
+    T: int,
+    time: str,
+) -> Chain:
+    """Sums the factors of a loop to the tensors of the recursions.
+
+    Args:
+        names: The loop's latents.
+        before: The symbols of its latents at the step before.
+        now: Their symbols at a later step.
+        first: The factors of the first step.
+        later: Those of the later ones.
+        T: The number of later steps.
+        time: The symbol of their axis.
+    """
+    mine = {*before, *now}
     sizes = {d: n for f in (*first, *later) for d, n in zip(f.dims, f.term.shape, strict=True)}
     dims = "".join(d for d in union([*first, *later]) if d not in mine and d != time)
     groups = _groups(before, now, later)
-    largest = max([prod(sizes[before[i]] ** 2 for i in group) for group in groups])
-    joint = prod(sizes[s] for s in before) * (T + 1)
-    names = [n for n in loop.first if _symbol(trace, n) in before]
-    check_size(prod(sizes[d] for d in dims) * max(largest, joint), names)
-    B = prod(sizes[d] for d in dims)
+    states, rows = [sizes[s] for s in before], prod(sizes[d] for d in dims)
+    squares = [prod(states[i] ** 2 for i in group) for group in groups]
+    check_size(rows * max(*squares, prod(states) * (T + 1)), names)
 
-    def laid(terms: list[Factor], lead: str, *states: str) -> Tensor | None:
-        """Sums factors to (T - 1 or 1, B or 1, K, …), one K for each string of symbols."""
-        if not terms:
-            return None
+    def laid(terms: list[Factor], lead: str, *parts: str) -> Tensor:
         terms = [_once(f, dims) for f in terms]
-        rows = dims if set(union(terms)) & set(dims) else ""
-        order = lead + rows + "".join(states)
-        total = sum(align(f, order) for f in terms)
-        whole = [
-            sizes[d] if d in rows or d in mine else n
-            for d, n in zip(order, total.shape, strict=True)
-        ]
-        shape = [prod(sizes[d] for d in part) for part in (rows, *states)]
-        return total.expand(whole).reshape(*total.shape[: len(lead)], *shape)
+        return _summed(terms, lead, dims, parts, sizes, first[0].term)
 
-    def symbols(names: list[str], group: list[int]) -> str:
-        return "".join(names[i] for i in group)
+    def symbols(names: list[str]) -> list[str]:
+        return ["".join(names[i] for i in group) for group in groups]
 
-    moves = []
-    for group in groups:
-        pair = symbols(before, group), symbols(now, group)
-        A = laid([f for f in later if set(f.dims) & set(pair[0])], time, *pair)
-        K = prod(sizes[d] for d in pair[0])
-        moves.append(first[0].term.new_zeros(1, 1, K, K) if A is None else A)
-    here = laid(first, "", *(symbols(before, g) for g in groups))
+    moves = [
+        laid([f for f in later if set(f.dims) & set(i)], time, i, j)
+        for i, j in zip(symbols(before), symbols(now), strict=True)
+    ]
     emitted = [f for f in later if not set(f.dims) & set(before)]
-    there = laid(emitted, time, *(symbols(now, g) for g in groups))
-    shape = (B, *(A.shape[-1] for A in moves))
-    there = here.new_zeros(1, 1, *[1] * len(moves)) if there is None else there
-    dtype = torch.promote_types(here.dtype, there.dtype)
-    dtype = torch.promote_types(dtype, moves[0].dtype)
-    chain = Chain(
+    here, there = laid(first, "", *symbols(before)), laid(emitted, time, *symbols(now))
+    dtype = max((x.dtype for x in (here, there, *moves)), key=lambda dtype: dtype.itemsize)
+    shape = (rows, *(A.shape[-1] for A in moves))
+    return Chain(
         names=names,
         time=time,
         dims=dims,
-        plates=frozenset(dims) - homes.keys(),
+        plates=frozenset(),
         sizes=tuple(sizes[d] for d in dims),
-        first=here.expand(shape).to(dtype),
+        first=here.to(dtype).expand(shape),
         moves=[A.to(dtype) for A in moves],
-        later=there.expand(T, *shape).to(dtype),
-        known=_known(loop, trace, dims, sizes),
+        later=there.to(dtype).expand(T, *shape),
+        known=None,
         groups=groups,
-        states=[sizes[s] for s in before],
+        states=states,
     )
-    return chain, rest
+
+
+def _summed(
+    terms: list[Factor],
+    lead: str,
+    dims: str,
+    parts: tuple[str, ...],
+    sizes: dict[str, int],
+    like: Tensor,
+) -> Tensor:
+    """Sums factors to (T - 1 or 1, B or 1, K, …), one K for each part, a string of symbols."""
+    rows = dims if set(union(terms)) & set(dims) else ""
+    order = lead + rows + "".join(parts)
+    shape = [prod(sizes[d] for d in part) for part in (rows, *parts)]
+    if not terms:
+        return like.new_zeros([1] * len(lead) + shape)
+    total = sum(align(f, order) for f in terms)
+    steps = total.shape[: len(lead)]
+    return total.expand(*steps, *(sizes[d] for d in order[len(lead) :])).reshape(*steps, *shape)
 
 
 def _once(factor: Factor, rows: str) -> Factor:
@@ -206,7 +233,7 @@ def _groups(before: list[str], now: list[str], later: list[Factor]) -> list[list
     return sorted(sorted(g) for g in groups)
 
 
-def _known(loop: Loop, trace: poutine.Trace, dims: str, sizes: dict[str, int]) -> Tensor | None:
+def _known(loop: Loop, trace: poutine.Trace, dims: str, sizes: tuple[int, ...]) -> Tensor | None:
     """Returns at which later steps the latents are not masked, (T - 1, B)."""
     if not loop.masks:
         return None
@@ -215,4 +242,4 @@ def _known(loop: Loop, trace: poutine.Trace, dims: str, sizes: dict[str, int]) -
     name, mask = next(iter(loop.masks.items()))
     factor, T = named(name, trace.nodes[name], mask, time_of(0), 0), len(loop.steps) - 1
     wide = align(factor, time_of(0) + dims)
-    return wide.expand(T, *(sizes[d] for d in dims)).reshape(T, -1)
+    return wide.expand(T, *sizes).reshape(T, -1)

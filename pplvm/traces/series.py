@@ -175,7 +175,20 @@ def _take(x: Tensor, index: tuple) -> Tensor:
     return index[place].of(rest, dim)
 
 
-class Series(Messenger):
+class _Loops(Messenger):
+    """Takes over how loops over time are run."""
+
+    def __enter__(self) -> "_Loops":
+        self._former = MarkovMessenger.__iter__
+        MarkovMessenger.__iter__ = lambda markov: self._iterate(markov)
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> Any:
+        MarkovMessenger.__iter__ = self._former
+        return super().__exit__(*error)
+
+
+class Series(_Loops):
     """Runs loops over time twice, and keeps what their later steps are worth.
 
     Args:
@@ -191,13 +204,7 @@ class Series(Messenger):
         self._sites: list[tuple[str, dict]] | None = None  # of the step that is running
         self._later = ExitStack()  # what is open while later steps run
 
-    def __enter__(self) -> "Series":
-        self._former = MarkovMessenger.__iter__
-        MarkovMessenger.__iter__ = lambda markov: self._iterate(markov)
-        return super().__enter__()
-
     def __exit__(self, *error: Any) -> Any:
-        MarkovMessenger.__iter__ = self._former
         self._later.close()  # an error left a loop before its end
         return super().__exit__(*error)
 
@@ -254,21 +261,12 @@ class Series(Messenger):
         self._later.close()
 
 
-class Beginning(Messenger):
+class Beginning(_Loops):
     """Runs the first steps of loops over time, as they stand."""
 
     def __init__(self, limit: int) -> None:
         super().__init__()
         self.limit = limit
-
-    def __enter__(self) -> "Beginning":
-        self._former = MarkovMessenger.__iter__
-        MarkovMessenger.__iter__ = lambda markov: self._iterate(markov)
-        return super().__enter__()
-
-    def __exit__(self, *error: Any) -> Any:
-        MarkovMessenger.__iter__ = self._former
-        return super().__exit__(*error)
 
     def _iterate(self, markov: MarkovMessenger) -> Iterator[int]:
         markov._iterable = markov._iterable[: self.limit]
