@@ -33,9 +33,8 @@ from torch import Tensor
 Potential = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 _DIVERGENT = 1000.0  # nats of energy error, as in Stan
-# A chain that is rejected for sure counts as one accepted this often. The paper's harmonic mean
-# has no floor: one chain in thousands beyond rescue would then drag the steps of all to zero. As
-# it is, a few rejections in a hundred that no step size prevents would.
+# A chain that is rejected for sure counts as one accepted this often. The paper's harmonic mean has
+# no floor: one chain in thousands beyond rescue would then drag the steps of all to zero.
 _LEAST_ACCEPTANCE = 0.1
 # Of the dual averaging: Hoffman & Gelman's, and one for when steps are about right. A mean over
 # chains needs less of a pull than one chain, and steps that wander end too short.
@@ -91,8 +90,7 @@ def chees_hmc(
 ) -> Iterator[Transition]:
     """Draws from the density exp(−potential), up to a constant; yields every iteration.
 
-    ``draws, statistics = stack(chees_hmc(…))`` runs it to its end. A loop over it may show how far
-    it is, and keep what there is when it is interrupted.
+    ``draws, statistics = stack(chees_hmc(…))`` runs it to its end; a loop may stop before.
 
     Args:
         potential: Maps (C, D) to the potentials (C,) in nats and their gradients (C, D), detached.
@@ -250,17 +248,16 @@ def _log_variance(position: Tensor, instead: Tensor) -> Tensor:
 
 
 def _astray(potential: Tensor) -> Tensor:
-    """Finds the chains in a local mode of next to no mass, by their potentials (C,).
+    """Finds chains (C,) in a local mode of next to no mass: their potentials are far above others'.
 
-    They are further above the median than ten times the median is above the least. Of a Gaussian
-    and 64 chains that is by some 23 standard deviations of the potential.
+    Further, that is, than ten times the median is above the least: some 23 sds for a Gaussian.
     """
     median = potential.median()
     return (potential - median > 10 * (median - potential.min())) & (len(potential) >= _CROWD)
 
 
 def _rescue(state: _State, stuck: Tensor, generator: torch.Generator) -> _State:
-    """Moves stuck chains (C,) to where others are, which is no sin before any draw is kept."""
+    """Moves stuck chains (C,) to where others are: no sin before any draw is kept."""
     if not stuck.any() or stuck.all():
         return state
     free = (~stuck).nonzero()[:, 0]
