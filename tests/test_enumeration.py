@@ -369,7 +369,9 @@ def test_a_long_series_is_no_long_program():
         moved = (alpha[:, :, None] + A.log()).logsumexp(1)
         alpha = moved + dist.Normal(MU, 0.8).log_prob(x[:, t, None])
     assert torch.allclose(listed.log_marginal(), alpha.logsumexp(1), rtol=1e-10)
-    assert len(steps) < 1100  # of which a thousand are one look that checks the contract
+    assert (
+        len(steps) < 2100
+    )  # of which a look and a plain run, to judge the loop by, take a thousand
 
 
 # ---- errors ----

@@ -173,6 +173,34 @@ def test_moves_of_no_weight_have_gradients_all_the_same():
     assert_close(got[0, 0], (total - total.logsumexp((0, 1))).exp())
 
 
+def test_products_that_underflow_between_chains_are_not_counted_as_none():
+    """Two chains that both have to move, at a price of e¹⁰⁰⁰ each, beside each other."""
+    first, later = torch.zeros(1, 2, 2), torch.zeros(1, 1, 2, 2)
+    first[0, 0, 0], later[0, 0, 1, 1] = 3000.0, 3000.0
+    moves = [(1000.0 * (torch.eye(2) - 1.0) * s)[None, None].requires_grad_() for s in (1.0, 0.9)]
+    value = recursions.log_normaliser(first, moves, later)
+    got = torch.autograd.grad(value.sum(), moves)
+    for A in got:
+        assert_close(A[0, 0], torch.tensor([[0.0, 1.0], [0.0, 0.0]]))
+
+
+def test_long_chains_in_single_precision_have_gradients():
+    """Of 1,000 steps at some -100 nats each: posterior probabilities add up to one."""
+    random = torch.Generator().manual_seed(0)
+    first, later = (torch.randn(*n, 3, generator=random) * 10 - 100 for n in ((1,), (999, 1)))
+    A = torch.randn(1, 1, 3, 3, generator=random).log_softmax(-1)
+    exact = [x.double().requires_grad_() for x in (first, A, later)]
+    rough = [x.float().requires_grad_() for x in (first, A, later)]
+    found = []
+    for a, b, c in (exact, rough):
+        value = recursions.log_normaliser(a, [b], c)
+        found.append(torch.autograd.grad(value.sum(), (a, b, c)))
+    for want, got in zip(*found, strict=True):
+        assert got.dtype == torch.float32
+        assert torch.allclose(got.double(), want, rtol=1e-3, atol=1e-3)
+    assert torch.allclose(found[1][2].sum(-1), torch.ones(999, 1, dtype=torch.float32), atol=1e-5)
+
+
 def test_an_impossible_chain_has_no_gradient():
     first = torch.full((1, 2), -math.inf).requires_grad_()
     value = recursions.log_normaliser(first, [torch.zeros(1, 1, 2, 2)], torch.zeros(3, 1, 2))

@@ -120,6 +120,9 @@ def _chain_of(
         if not mine & set(f.dims)
     ]
     names = [name for name in loop.first if _symbol(trace, name) in before]
+    seen = [f for f in later if _symbol(trace, f.site) is None and set(f.dims) & set(before)]
+    if loop.masks and seen:
+        raise UnevenError("what is seen depends on the state before, which a mask would hide")
     chain = _laid_out(names, before, now, first, later, T, time)
     known = _known(loop, trace, chain.dims, chain.sizes)
     return chain._replace(plates=frozenset(chain.dims) - homes.keys(), known=known), rest

@@ -114,7 +114,7 @@ def backtrack(steps: list[Step], best: bool = False) -> dict[str, Factor]:
     drawn: dict[str, Factor] = {}
     for dim, factors in reversed(steps):
         for other in sorted(set(union(factors)) & drawn.keys()):
-            factors = [_pick(f, other, drawn[other]) for f in factors]
+            factors = [pick(f, other, drawn[other]) for f in factors]
         dims = union(factors).replace(dim, "")
         logits = _combine(factors, dims + dim)
         if not best:  # the largest of logits with Gumbel noise is a draw
@@ -143,7 +143,7 @@ def multiply(factor: Factor, kept: frozenset[str], homes: dict[str, frozenset[st
     return Factor(factor.site, term, "".join(d for d in factor.dims if d not in plates))
 
 
-def _pick(factor: Factor, dim: str, index: Factor) -> Factor:
+def pick(factor: Factor, dim: str, index: Factor) -> Factor:
     """Takes a factor at the drawn state of one of its variables."""
     if dim not in factor.dims:
         return factor

@@ -85,6 +85,13 @@ def device_of(data: tuple[Any, ...]) -> torch.device | None:
     return next((x.device for x in data if isinstance(x, Tensor)), None)
 
 
+def at(model: Callable, values: dict[str, Tensor], *data: Tensor) -> poutine.Trace:
+    """Runs a model at given latents, as they stand in a run; what is not given is drawn."""
+    with TraceMessenger() as tracer, _Traceable(), _Fix(values):
+        model(*data)
+    return tracer.trace
+
+
 def enumerated(
     model: Callable,
     values: dict[str, Tensor],

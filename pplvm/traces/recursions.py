@@ -51,8 +51,8 @@ def marginals(
     """Returns the log-probabilities of each step's states, and log Z: (T, B, *K), (B,)."""
     known = _all_known(later) if known is None else known
     log_z, alpha = _forward(first, list(moves), later, known)
-    beta = _backward(list(moves), later, known)
-    return alpha + beta - spread(log_z, first.ndim), log_z
+    both = alpha + _backward(list(moves), later, known)
+    return both.flatten(2).log_softmax(-1).reshape(both.shape), log_z
 
 
 def log_maximum(
@@ -130,11 +130,12 @@ def _trace_back(alpha: Tensor, moves: Sequence[Tensor], known: Tensor, pick) -> 
 def _forward(
     first: Tensor, moves: list[Tensor], later: Tensor, known: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Returns log Z (B,) and the messages alpha (T, B, *K)."""
-    alpha, safe = _filter(first, later, known, Products(moves))
+    """Returns log Z (B,) and the messages alpha (T, B, *K), up to a constant for each step."""
+    (first, later), tops = zip(*map(_lowered, (first[None], later)), strict=True)
+    alpha, safe = _filter(first[0], later, known, Products(moves))
     if not safe:
-        alpha, _ = _filter(first, later, known, Sums(moves))
-    return alpha[-1].flatten(1).logsumexp(1), alpha
+        alpha, _ = _filter(first[0], later, known, Sums(moves))
+    return alpha[-1].flatten(1).logsumexp(1) + torch.cat(tops).sum(0), alpha
 
 
 @torch.library.custom_op("pplvm::backward", mutates_args=())
@@ -151,15 +152,36 @@ def _gradient(
     grad: Tensor, log_z: Tensor, alpha: Tensor, moves: list[Tensor], later: Tensor, known: Tensor
 ) -> list[Tensor]:
     """Returns the gradients of ``grad`` (B,) · log Z by b_0, by b_1, b_2, …, and by each matrix."""
+    later, _ = _lowered(later)
     beta = _backward(moves, later, known)
-    log_z = log_z.masked_fill(log_z.isneginf(), torch.inf)  # where nothing is possible, it is zero
-    states = (alpha + beta - spread(log_z, later.ndim - 1)).exp()
-    states *= spread(grad, later.ndim - 1)
+    # Normalised step by step: in float32 the messages of a long chain add up to no exact log Z.
+    both = (alpha + beta).flatten(2)  # (T, B, K)
+    possible = ~log_z.isneginf()
+    weight = torch.where(possible, grad, 0.0)
+    states = both.softmax(-1).nan_to_num() * weight[:, None]
+    totals = both.logsumexp(-1)[:-1].masked_fill(~possible, torch.inf)
     ahead = later + beta[1:]
-    counts = _counts(grad, log_z, alpha[:-1], ahead, moves, known, Products)
-    if not all(count.isfinite().all() for count in counts):
-        counts = _counts(grad, log_z, alpha[:-1], ahead, moves, known, Sums)
+    for kind in (Products, Sums):
+        step = kind(_rows(moves, known))
+        counts, safe = _counts(weight, totals, alpha[:-1], ahead, moves, known, step)
+        if safe and all(count.isfinite().all() for count in counts):
+            break
+    states = states.reshape(alpha.shape)
     return [states[0].clone(), states[1:].clone(), *counts]
+
+
+def _lowered(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Takes the largest logarithm of each step (T, B) out of all of its (T, B, *K)."""
+    top = x.flatten(2).amax(2).nan_to_num(neginf=0.0)
+    return x - top.reshape(*top.shape, *[1] * (x.ndim - 2)), top
+
+
+def _rows(moves: list[Tensor], known: Tensor) -> list[Tensor]:
+    """Lays the matrices of all steps and chains in one row, (1, 1 or T B, K, K)."""
+    T, B = known.shape
+    return [
+        A if len(A[0]) * len(A) == 1 else A.expand(T, B, -1, -1).flatten(0, 1)[None] for A in moves
+    ]
 
 
 def _filter(
@@ -193,26 +215,22 @@ def _where_any(known: Tensor) -> list[Tensor | None]:
 
 def _counts(
     grad: Tensor,
-    log_z: Tensor,
+    totals: Tensor,  # (T - 1, B): what each step's messages add up to
     alpha: Tensor,  # (T - 1, B, *K)
     ahead: Tensor,  # (T - 1, B, *K)
     moves: list[Tensor],
     known: Tensor,
-    kind: type,
-) -> list[Tensor]:
+    step: Products | Sums,
+) -> tuple[list[Tensor], bool]:
     """Returns the expected number of moves from each state to each, all steps at once."""
     T, B = known.shape
     if T == 0:
-        return [torch.zeros_like(A) for A in moves]
-    flat = [
-        A if len(A[0]) * len(A) == 1 else A.expand(T, B, -1, -1).flatten(0, 1)[None] for A in moves
-    ]
-    step = kind(flat)
+        return [torch.zeros_like(A) for A in moves], True
     rights = [ahead.flatten(0, 1)]
     for m in reversed(range(1, len(moves))):
         rights.insert(0, step.move(rights[0], m, 0, None, back=True))
     left, counts = alpha.flatten(0, 1), []
-    shift = torch.where(known, -log_z, -torch.inf).flatten()  # (T B)
+    shift = torch.where(known, -totals, -torch.inf).flatten()  # (T B)
     weight = grad.expand(T, B).reshape(-1, 1, 1)
     for m, right in enumerate(rights):
         pairs = step.pairs(last(left, m), last(right, m), shift, weight, m)
@@ -222,7 +240,7 @@ def _counts(
             pairs = pairs[None]
         counts.append(pairs.contiguous())
         left = step.move(left, m, 0, None) if m + 1 < len(moves) else left
-    return counts
+    return counts, step.safe()
 
 
 # ---- for autograd, vmap and compilers ----

@@ -5,9 +5,9 @@ the same at each of the steps 1, 2, …, T - 1, only with another t, it need be 
 under ``vmap``, with t the vector of all. Inside, shapes are those of one step.
 
 Whether the body does the same is not taken for granted. What asks for the number t itself (an if on
-it, an index of a list) raises :class:`UnevenError`, and so does a value that a step passes to the
-next other than through the latents, as the state of a recurrent network would be, is found by
-:func:`pplvm.traces.discrete.loops_are_even`. Such loops are run step by step.
+it, an index of a list) raises :class:`UnevenError`; what a step passes to the next other than by its
+latents, as the state of a recurrent network would be, is found by :mod:`pplvm.traces.judging`. Such
+loops are run step by step.
 """
 
 from collections.abc import Iterator
@@ -194,12 +194,11 @@ class Series(_Loops):
     Args:
         device: Of the data.
         worth: Whether the log-densities of later sites are wanted.
-        limit: How many steps to take at most.
     """
 
-    def __init__(self, device: Any, worth: bool = False, limit: int | None = None) -> None:
+    def __init__(self, device: Any, worth: bool = False) -> None:
         super().__init__()
-        self.device, self.worth, self.limit = device, worth, limit
+        self.device, self.worth = device, worth
         self.loops: list[Loop] = []
         self._sites: list[tuple[str, dict]] | None = None  # of the step that is running
         self._later = ExitStack()  # what is open while later steps run
@@ -225,7 +224,7 @@ class Series(_Loops):
             raise UnevenError("a step sees more than the one before")
         if self._sites is not None:
             raise UnevenError("it is inside another loop")
-        loop = Loop(steps[: self.limit])
+        loop = Loop(steps)
         with markov:
             self._sites = []
             yield loop.steps[0]
@@ -248,29 +247,21 @@ class Series(_Loops):
             yield Steps(functorch._add_batch_dim(index, 0, level), steps, level)
         for name, site in self._sites:
             loop.later.append(name)
+            if _token(steps) not in name:
+                raise UnevenError(f"the name '{name}' is not that of its step")
             if not self.worth:
                 continue
             if checked and site["is_observed"]:
                 value = _leave(site["value"], level, len(steps))
                 _check_supports(loop, name, site["fn"], value)
             listed = site["infer"].get("_enumerate_dim") is not None
+            if listed and getattr(site["fn"], "_mask", None) is not None:
+                raise UnevenError("a latent has a mask of its own")
             term = site_log_prob(name, site, masked=not listed)
             loop.terms[name] = _leave(term, level, len(steps))
             if listed and site["mask"] is not None:
                 loop.masks[name] = _leave(torch.as_tensor(site["mask"]), level, len(steps))
         self._later.close()
-
-
-class Beginning(_Loops):
-    """Runs the first steps of loops over time, as they stand."""
-
-    def __init__(self, limit: int) -> None:
-        super().__init__()
-        self.limit = limit
-
-    def _iterate(self, markov: MarkovMessenger) -> Iterator[int]:
-        markov._iterable = markov._iterable[: self.limit]
-        return self._former(markov)
 
 
 def _check_supports(loop: Loop, name: str, fn: Any, value: Term) -> None:
