@@ -58,6 +58,23 @@ def check(model: Callable, guide: Callable | None, *data: Tensor) -> None:
             ) from error
 
 
+def check_default_guide(model: Callable, minibatches: bool, *data: Tensor) -> None:
+    """Raises a ``ValueError`` for a latent that the default guide cannot do."""
+    for name, site in traces.look(model, *data).items():
+        if site.kind != "latent":
+            continue
+        if site.fn.support.is_discrete and not site.fn.has_enumerate_support:
+            raise ValueError(
+                f"site '{name}' ({traces.distribution_name(site.fn)}) is discrete, with states that "
+                "cannot be listed and summed out: give a 'guide' that samples it."
+            )
+        if minibatches and traces.in_data_plate(site) and not site.fn.support.is_discrete:
+            raise ValueError(
+                f"site '{name}' is each datum's own, and the default guide has parameters for each "
+                "datum: give an amortised 'guide', or leave out 'batch_size'."
+            )
+
+
 def check_minibatches(model: Callable, listed: frozenset[str], *data: Tensor) -> None:
     """Raises a ``ValueError`` for data, or a sum over latents, that minibatches could not scale."""
     for site in traces.look(model, *data).values():

@@ -69,6 +69,13 @@ def enumerated(model: Callable, *data: Tensor) -> Enumerated:
     with torch.no_grad():
         listed = traces.Listed(model, *data)
         log_marginal = listed.log_marginal()
+        lost = (~log_marginal.isfinite()).nonzero()[:, 0]
+        if len(lost):
+            raise ValueError(
+                f"log p(x) is {log_marginal[lost[0]].item()} for {len(lost)} of {len(log_marginal)} "
+                f"data, the first in row {lost[0]}: no state makes them possible, so check likelihood "
+                "and transitions."
+            )
         marginals = listed.marginals()
     mean, sd = {}, {}
     for name, variable in listed.variables.items():

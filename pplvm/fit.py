@@ -28,7 +28,13 @@ from pplvm.batches import (
     resolve_device,
 )
 from pplvm.compile import MODES
-from pplvm.contract import check, check_schedule, objective_name, objective_parts
+from pplvm.contract import (
+    check,
+    check_default_guide,
+    check_schedule,
+    objective_name,
+    objective_parts,
+)
 from pplvm.draws import Draws
 from pplvm.likelihood import LogMarginal, log_marginal
 from pplvm.loop import HeldOut, Saver, read_fit, train
@@ -71,11 +77,14 @@ class Fit:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             sites = traces.posterior(self.model, self.guide, *data, num_particles=num_draws)
-        known = traces.look(self.model, *data)
-        sites = {n: s for n, s in sites.items() if n in known and known[n].kind == "latent"}
+            known = traces.look(self.model, *data)
+            values = {
+                n: s.value for n, s in sites.items() if n in known and known[n].kind == "latent"
+            }
+            values |= traces.rest(self.model, self.guide, values, num_draws, *data)
         return Draws(
-            values={name: site.value[None] for name, site in sites.items()},
-            plates={name: tuple(n for n, _, _ in site.plates) for name, site in sites.items()},
+            values={name: value[None] for name, value in values.items()},
+            plates={name: tuple(n for n, _, _ in known[name].plates) for name in values},
             stats={},
             model=self.model,
             data=data,
@@ -194,7 +203,8 @@ def fit(
             "'patience' waits for a better bound of held-out data: give 'validation' too."
         )
     place = resolve_device(device)
-    objective = from_pyro(objective) if isinstance(objective, ELBO) else objective
+    pyros = isinstance(objective, ELBO)
+    objective = from_pyro(objective) if pyros else objective
     _check_callable("model", model, "a function or a module")
     _check_callable("objective", objective, "a function of pplvm.objectives or an ELBO object")
     if guide is not None:
@@ -209,13 +219,19 @@ def fit(
     batches = Batches(data[0] if loaded else data, batch_size, seed, convert)
     last = _num_steps(num_steps, num_epochs, batches)
     if guide is None:
-        _check_default_guide(model, batches)
+        with Scope(0)():
+            check_default_guide(model, batches.per_epoch > 1, *batches.first())
     run = Run(
         model, guide, objective=objective, batches=batches,
         optimizer=optimizer or partial(_adam, lr=lr),
         scheduler=scheduler, clip_norm=clip_norm, kl_schedule=kl_schedule, device=place, seed=seed,
         compile=compile, num_steps=last,
     )  # fmt: skip
+    if run.listed and pyros:
+        raise ValueError(
+            f"site '{min(run.listed)}' is left to be summed out, which {objective_name(objective)} does "
+            "not do here: use pplvm.objectives.elbo, or sample it in the guide."
+        )
     settings = {
         "method": objective_name(objective), "objective": _description(objective),
         "seed": seed, "num_data": batches.size,
@@ -330,21 +346,3 @@ def _num_steps(num_steps: int | None, num_epochs: int | None, batches: Batches) 
     if num_steps is not None and num_epochs is not None:
         raise ValueError("'num_steps' and 'num_epochs' say the same thing twice: give one of them.")
     return num_epochs * batches.per_epoch if num_epochs else num_steps or 1000
-
-
-def _check_default_guide(model: Callable, batches: Batches) -> None:
-    with Scope(0)():
-        sites = traces.run(model, *batches.first())
-    for name, site in sites.items():
-        if site.kind == "latent" and site.fn.support.is_discrete:
-            if not site.fn.has_enumerate_support:
-                raise ValueError(
-                    f"site '{name}' ({traces.distribution_name(site.fn)}) is discrete, with states that "
-                    "cannot be listed and summed out: give a 'guide' that samples it."
-                )
-            continue
-        if site.kind == "latent" and traces.in_data_plate(site) and batches.per_epoch > 1:
-            raise ValueError(
-                f"site '{name}' is each datum's own, and the default guide has parameters for each "
-                "datum: give an amortised 'guide', or leave out 'batch_size'."
-            )

@@ -85,9 +85,9 @@ class Run:
             self.parameters = leaves(self.model, self.guide)
             with moved(self.parameters.values()):
                 known = traces.prepared(Program(self.model, 1.0, self._nesting), self.guide, *first)
-            self._listed, self._even = known.listed, known.even
+            self.listed, self._even = known.listed, known.even
             if batches.per_epoch > 1:
-                check_minibatches(self.model, self._listed, *first)
+                check_minibatches(self.model, self.listed, *first)
             check_closures(self.model, self.guide, self.parameters)
         if not self.parameters:
             raise ValueError(
@@ -161,7 +161,7 @@ class Run:
         """Returns the objective's estimate on one batch, the divergence weighted if so asked."""
         share = len(batch[0]) / self.batches.size
         model, guide = (
-            Program(f, share, self._nesting, self._listed, self._even)
+            Program(f, share, self._nesting, self.listed, self._even)
             for f in (self.model, self.guide)
         )
         if weight is None:

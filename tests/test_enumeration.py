@@ -22,6 +22,7 @@ LENGTHS = torch.tensor([3, 1, 2])
 X = torch.tensor([[0.3, -0.9, 1.4], [1.0, 0.2, -0.5], [-1.2, 0.8, 0.1]], dtype=torch.float64)
 BITS = (torch.arange(3 * 3 * 4).reshape(3, 3, 4) * 7 % 5 > 2).double()
 A = torch.tensor([[0.7, 0.2, 0.1], [0.3, 0.3, 0.4], [0.05, 0.15, 0.8]], dtype=torch.float64)
+LONG = torch.tensor([[0.3, -0.9, 1.4, 0.1, 2.2], [1.0, 0.2, -0.5, -1.3, 0.4]], dtype=torch.float64)
 PI = torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)
 MU = torch.tensor([-1.0, 0.3, 2.0], dtype=torch.float64)
 B = torch.tensor([[0.9, 0.1], [0.4, 0.6]], dtype=torch.float64)
@@ -175,6 +176,80 @@ def listed(x):
     return x
 
 
+def late(x):
+    """The scale of its last steps is another, which the loop itself does not show."""
+    with pyro.plate("data", len(x), dim=-1):
+        z = 0
+        for t, s in zip(pyro.markov(range(x.shape[1])), [0.8] * 4 + [2.0], strict=True):
+            z = pyro.sample(f"z_{t}", dist.Categorical(B[z]))
+            pyro.sample(f"x_{t}", dist.Normal(MU[z], s), obs=x[:, t])
+    return x
+
+
+def silent(x):
+    """A state of the story itself, of which the first steps have nothing to tell."""
+    with pyro.plate("data", len(x), dim=-1):
+        h, z = torch.zeros(len(x)), 0
+        for t in pyro.markov(range(x.shape[1])):
+            z = pyro.sample(f"z_{t}", dist.Categorical(B[z]))
+            pyro.sample(f"x_{t}", dist.Normal(MU[z] + h, 1.0), obs=x[:, t])
+            h = (h + x[:, t]).tanh()
+    return x
+
+
+def two_masks(x):
+    with pyro.plate("data", len(x), dim=-1):
+        z = w = 0
+        for t in pyro.markov(range(x.shape[1])):
+            with pyro.poutine.mask(mask=t < LENGTHS):
+                z = pyro.sample(f"z_{t}", dist.Categorical(B[z]))
+            with pyro.poutine.mask(mask=t < LENGTHS + 1):
+                w = pyro.sample(f"w_{t}", dist.Categorical(B[w]))
+            pyro.sample(f"x_{t}", dist.Normal(MU[z] + w, 0.8), obs=x[:, t])
+    return x
+
+
+def own_mask(x):
+    with pyro.plate("data", len(x), dim=-1):
+        z = 0
+        for t in pyro.markov(range(x.shape[1])):
+            z = pyro.sample(f"z_{t}", dist.Categorical(B[z]).mask(t < LENGTHS))
+            pyro.sample(f"x_{t}", dist.Normal(MU[z], 0.8), obs=x[:, t])
+    return x
+
+
+def remembered(x):
+    """What is seen depends on the step before, and is there where the latent is masked."""
+    with pyro.plate("data", len(x), dim=-1):
+        z = before = torch.zeros((), dtype=torch.long)
+        for t in pyro.markov(range(x.shape[1])):
+            with pyro.poutine.mask(mask=t < LENGTHS):
+                z = pyro.sample(f"z_{t}", dist.Categorical(B[z]))
+            pyro.sample(f"x_{t}", dist.Normal(MU[z] + 0.5 * before, 0.8), obs=x[:, t])
+            before = z
+    return x
+
+
+def renamed(x):
+    """A loop whose sites have the numbers of other steps, and two whose names are alike."""
+    with pyro.plate("data", len(x), dim=-1):
+        z = 0
+        for t in pyro.markov(range(x.shape[1])):
+            z = pyro.sample(f"z_{t + 1}", dist.Categorical(B[z]))
+            pyro.sample(f"x_{t + 1}", dist.Normal(MU[z], 0.8), obs=x[:, t])
+    return x
+
+
+def change(x):
+    with pyro.plate("data", len(x), dim=-1):
+        for steps, moves in ((range(2), B), (range(2, 4), B.T / B.T.sum(-1, keepdim=True))):
+            z = 0
+            for t in pyro.markov(steps):
+                z = pyro.sample(f"z_{t}", dist.Categorical(moves[z]))
+                pyro.sample(f"x_{t}", dist.Normal(MU[z], 0.8), obs=x[:, t])
+    return x
+
+
 # ---- no loops ----
 
 
@@ -210,9 +285,22 @@ STORIES = {
     "recurrent": Row(recurrent, (X,), False, ("z_0", "z_1", "z_2")),
     "moody": Row(moody, (X,), False, ("z_0", "z_1", "z_2")),
     "listed": Row(listed, (X,), False, ("z_0", "z_1", "z_2")),
+    "late": Row(late, (LONG,), False, tuple(f"z_{t}" for t in range(5))),
+    "silent": Row(
+        silent, (LONG * (torch.arange(5) > 2),), False, tuple(f"z_{t}" for t in range(5))
+    ),
+    "two masks": Row(two_masks, (X,), False, ("w_0", "w_1", "w_2", "z_0", "z_1", "z_2")),
+    "own mask": Row(own_mask, (X,), False, ("z_0", "z_1", "z_2")),
+    "remembered": Row(remembered, (X,), False, ("z_0", "z_1", "z_2")),
+    "renamed": Row(renamed, (X,), False, ("z_1", "z_2", "z_3")),
+    "change": Row(change, (LONG[:, :4],), True, ("z", "z_2")),
     "mixture": Row(mixture, (X,), False, ("b", "k")),
 }
 each_story = pytest.mark.parametrize("story", STORIES)
+
+
+# Stories with masks, and how many states their latents have.
+MASKED = {ragged: 3, two_masks: 2, own_mask: 2, remembered: 2}
 
 
 def sites_of(exact: pplvm.enumeration.Enumerated) -> list[tuple[str, str, int | None]]:
@@ -237,9 +325,9 @@ def listing(row: Row) -> tuple[list[str], list[tuple[int, ...]], Tensor]:
         }
         score = traces.log_joint(row.model, values, *row.data, per_datum=per_datum).reshape(-1)
         for n in sites:  # masked, they sum to one all the same
-            if n.startswith("z_") and row.model is ragged:
-                hidden = row.data[1] <= int(n[2:])
-                score = score - hidden * math.log(len(PI))
+            if row.model in MASKED and n.startswith(("z_", "w_")):
+                hidden = LENGTHS + n.startswith("w_") * (row.model is two_masks) <= int(n[2:])
+                score = score - hidden * math.log(MASKED[row.model])
         scores.append(score)
     return list(sites), joint, torch.stack(scores)
 
@@ -394,6 +482,27 @@ def bits(x):
     return x
 
 
+def outside(x):
+    with pyro.plate("data", len(x), dim=-1):
+        k = pyro.sample("k", dist.Categorical(PI))
+    pyro.sample("total", dist.Normal(MU[k].sum(-1), 1.0), obs=x[0, 0])
+    return x
+
+
+def mingled(x):
+    with pyro.plate("data", len(x), dim=-1):
+        k = pyro.sample("k", dist.Categorical(PI))
+        pyro.sample("x", dist.Normal(MU[k] - MU[k].mean(), 1.0), obs=x[:, 0])
+    return x
+
+
+def impossible(x):
+    with pyro.plate("data", len(x), dim=-1):
+        k = pyro.sample("k", dist.Bernoulli(0.5))
+        pyro.sample("x", dist.Poisson(0.0 * k), obs=(x[:, 0] != X[0, 0]).double())
+    return x
+
+
 def endless(x):
     with pyro.plate("data", len(x), dim=-1):
         k = pyro.sample("k", dist.Poisson(2.0))
@@ -412,6 +521,9 @@ def crowded(x):
     ("model", "data", "message"),
     [
         (continuous, X, "site 'm' .Normal. is continuous and others are discrete"),
+        (outside, X, "site 'total' has another log-density where the states"),
+        (mingled, X, "site 'x' has another log-density where the states"),
+        (impossible, X, "log p.x. is -inf for 2 of 3 data, the first in row 1"),
         (endless, X, "site 'k' .Poisson. is discrete, with states that cannot be listed"),
         (
             bits,

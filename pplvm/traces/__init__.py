@@ -18,7 +18,7 @@ from pplvm.traces.densities import (
     weigh,
 )
 from pplvm.traces.discrete import loops_are_even
-from pplvm.traces.enumeration import Listed
+from pplvm.traces.enumeration import Listed, rest
 from pplvm.traces.likelihoods import discrete_latents, summed_pointwise
 from pplvm.traces.potentials import constrained, potential, unconstrained, unconstrained_shapes
 from pplvm.traces.replays import (
@@ -85,6 +85,7 @@ __all__ = [
     "potential",
     "prepared",
     "replay",
+    "rest",
     "run",
     "site_log_probs",
     "summed_pointwise",

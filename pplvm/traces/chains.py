@@ -104,7 +104,7 @@ def _chain_of(
     if len(before) != len(now):
         raise UnevenError("its first step has other latents than later ones")
     if not before:
-        return None, [_over_time(f, time, T) if f.site in loop.terms else f for f in factors]
+        return None, [over_time(f, time, T) if f.site in loop.terms else f for f in factors]
     home = homes[before[0]]
     if any(homes[s] != home for s in (*before, *now)):
         raise UnevenError("its latents are in different plates")
@@ -115,7 +115,7 @@ def _chain_of(
     later = [multiply(f, kept, homes) for f in touched if f.site in loop.terms]
     first = [multiply(f, home, homes) for f in touched if f.site not in loop.terms]
     rest = [
-        _over_time(f, time, T) if f.site in loop.terms else f
+        over_time(f, time, T) if f.site in loop.terms else f
         for f in factors
         if not mine & set(f.dims)
     ]
@@ -213,7 +213,8 @@ def _once(factor: Factor, rows: str) -> Factor:
     return Factor(factor.site, term, dims)
 
 
-def _over_time(factor: Factor, time: str, T: int) -> Factor:
+def over_time(factor: Factor, time: str, T: int) -> Factor:
+    """Sums a factor of a loop's T later steps, in which no latent of the loop is, over them."""
     if time not in factor.dims:
         return factor._replace(term=T * factor.term)
     return Factor(factor.site, factor.term.sum(0), factor.dims.replace(time, ""))

@@ -22,11 +22,13 @@ from torch import Tensor
 from torch.func import vmap
 
 from pplvm.traces.chains import Chain
-from pplvm.traces.decoding import decoded
+from pplvm.traces.decoding import decode, decoded
 from pplvm.traces.discrete import Graph, graph_of, loops_are_even, place
 from pplvm.traces.elimination import Factor, align
+from pplvm.traces.likelihoods import discrete_latents
 from pplvm.traces.placements import Plan
 from pplvm.traces.sites import DATA, distribution_name, factorises
+from pplvm.traces.sums import listable
 
 
 class Variable(NamedTuple):
@@ -71,7 +73,7 @@ class Listed:
         leaves += [x for c in graph.chains for x in (c.first, c.later)]
         with torch.enable_grad():
             total = graph.total()[0]
-            found = iter(torch.autograd.grad(total, leaves))
+            found = iter(torch.autograd.grad(total, leaves) if leaves else ())
         of_site = {name: f._replace(term=next(found)) for name, f in unary.items()}
         chained = {}
         for chain in graph.chains:
@@ -128,7 +130,8 @@ class Listed:
         for name, steps in sites.items():
             z = self.latents.discrete[name]
             states = self.graph.trace.nodes[name]["value"].reshape(-1, *z.fn.event_shape)
-            title = shown[name] if shown[name] and shown[name] not in sites else name
+            title = shown[name]
+            title = title if title and title not in sites and title not in found else name
             found[title] = Variable(steps, states, z.plates)
         return found
 
@@ -201,3 +204,20 @@ def _over_plates(chain: Chain, term: Tensor) -> Factor:
         term = term.sum([1 + chain.dims.index(d) for d in listed])
     dims = "".join(d for d in chain.dims if d not in listed)
     return Factor(chain.names[0], term, chain.time + dims + "?")
+
+
+def rest(
+    model: Callable, guide: Callable, values: dict[str, Tensor], num_draws: int, *data: Tensor
+) -> dict[str, Tensor]:
+    """Draws what a guide leaves to be summed out, given its draws: (S, plates…, event…)."""
+    listed = listable(model, guide, *data)
+    if not listed:
+        return {}
+    if discrete_latents(model, *data) != listed:
+        raise ValueError(
+            f"the guide samples some discrete latents and leaves {sorted(listed)[:3]} to be summed out, "
+            "which are not drawn given the others: let it sample all of them, or none."
+        )
+    if values:
+        return decode(model, values, *data)
+    return Listed(model, *data).draws(num_draws)

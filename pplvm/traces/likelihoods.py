@@ -7,26 +7,19 @@ one likelihood together.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pplvm.traces.chains import collapse
+from pplvm.traces.chains import collapse, over_time
 from pplvm.traces.decoding import over_draws
 from pplvm.traces.discrete import Graph, graph_of, loops_are_even, place
 from pplvm.traces.elimination import Factor, eliminate
-from pplvm.traces.factors import factors_of
+from pplvm.traces.factors import factors_of, time_of
+from pplvm.traces.series import Loop
 from pplvm.traces.sites import DATA, look
 
 _BATCH = 10_000_000  # numbers in the factors of the draws that are scored at once; arbitrary
-
-
-class _Parts(NamedTuple):
-    """Observed sites that discrete latents tie together, by a common name, and those they do not."""
-
-    tied: str | None
-    free: list[str]
 
 
 def discrete_latents(model: Callable, *data: Tensor) -> set[str]:
@@ -51,19 +44,18 @@ def summed_pointwise(
 
     Returns:
         (P, N) by the name of each site in the data plate, (P,) of others. Sites that discrete
-        latents tie together have one name, that of the first of them; in a loop over time, what
-        their names have in common.
+        latents tie together have one name, that of the first of them, and so have those of a loop
+        over time: what their names have in common.
     """
     even, num_draws = loops_are_even(model, *data), len(next(iter(values.values())))
     values = {n: v for n, v in values.items() if n not in discrete_latents(model, *data)}
-    parts: list[_Parts] = []
+    names: list[str] = []
 
     def log_probs(row: dict[str, Tensor]) -> list[Tensor]:
         latents = place(model, *data, even=even, values=row)
-        graph = graph_of(model, latents, *data, even=even)
-        part, terms = _terms(graph, latents.depth)
-        parts[:] = [part]
-        return terms
+        found = _terms(graph_of(model, latents, *data, even=even), latents.depth)
+        names[:] = found
+        return list(found.values())
 
     with torch.no_grad():
         if values:
@@ -73,7 +65,6 @@ def summed_pointwise(
             terms = [torch.cat(columns) for columns in zip(*rows, strict=True)]
         else:
             terms = [t.expand(num_draws, *t.shape) for t in log_probs({})]
-    names = ([parts[0].tied] if parts[0].tied else []) + parts[0].free
     return dict(zip(names, terms, strict=True))
 
 
@@ -81,29 +72,37 @@ def _width(data: tuple[Tensor, ...]) -> int:
     return sum(x.numel() for x in data)
 
 
-def _terms(graph: Graph, depth: int) -> tuple[_Parts, list[Tensor]]:
-    trace = graph.trace
-    factors, homes = factors_of(trace, depth, graph.loops)
-    later = {name for loop in graph.loops for name in loop.later}
+def _terms(graph: Graph, depth: int) -> dict[str, Tensor]:
+    """Returns the log-densities (N,) or () by the names that they are to have."""
+    trace, loops = graph.trace, graph.loops
+    factors, homes = factors_of(trace, depth, loops)
     observed = {name for name, site in trace.nodes.items() if site.get("is_observed")}
     data = trace.plate_to_symbol.get(DATA, "")
-    tied = [f for f in factors if homes.keys() & set(f.dims) or f.site in later]
-    names = {f.site for f in tied}
-    terms, common = [], None
+    common = {n: loop.common_name(b) for loop in loops for a, b in _pairs(loop) for n in (a, b)}
+    steps = {n: (i, loop) for i, loop in enumerate(loops) for n in loop.later}
+    tied = [f for f in factors if homes.keys() & set(f.dims)]
+    found: dict[str, Tensor] = {}
+    for f in factors:
+        if f.site not in observed or homes.keys() & set(f.dims):
+            continue
+        if f.site in steps:
+            number, loop = steps[f.site]
+            f = over_time(f, time_of(number), len(loop.steps) - 1)
+        others = [i for i, d in enumerate(f.dims) if d != data]
+        name = common.get(f.site, f.site)
+        found[name] = found.get(name, 0.0) + (f.term.sum(others) if others else f.term)
     seen = [f.site for f in tied if f.site in observed]
     if seen:
-        local = bool(data) and all(data in home for home in homes.values())
-        kept = data * local
+        kept = data if data and all(data in home for home in homes.values()) else ""
         alone = [f for f in tied if f.site not in observed]
         with_data, without = (_total(graph, some, homes, kept) for some in (tied, alone))
-        terms.append(with_data - without)
-        common = _common_name(graph, seen)
-    free = [f for f in factors if f.site in observed and f.site not in names]
-    for f in free:
-        keep = data if data in f.dims else ""
-        others = [i for i, d in enumerate(f.dims) if d not in keep]
-        terms.append(f.term.sum(others) if others else f.term)
-    return _Parts(common, [f.site for f in free]), terms
+        name = common.get(seen[0], seen[0])
+        found[seen[0] if name in found else name] = with_data - without
+    return found
+
+
+def _pairs(loop: Loop) -> list[tuple[str, str]]:
+    return list(zip(loop.first, loop.later, strict=len(loop.steps) > 1)) if loop.later else []
 
 
 def _total(
@@ -111,11 +110,3 @@ def _total(
 ) -> Tensor:
     chains, others, left = collapse(graph.loops, graph.trace, factors, homes)
     return eliminate([*others, *(c.total() for c in chains)], left, kept=kept)[0]
-
-
-def _common_name(graph: Graph, seen: list[str]) -> str:
-    for loop in graph.loops:
-        for name in loop.later:
-            if name in seen:
-                return loop.common_name(name)
-    return seen[0]

@@ -20,6 +20,8 @@ class _Family(NamedTuple):
     eta: Tensor  # (batch…, event…)
     log_normaliser: Tensor  # (batch…, event…): A
     carrier: Tensor | None  # (batch…, event…) of the value: h
+    # Parameters and values that are impossible together, (batch…, event…) each.
+    excluded: tuple[Tensor, Tensor] | None = None
 
 
 def _bernoulli(fn: dist.Bernoulli, _: Tensor) -> _Family:
@@ -29,7 +31,7 @@ def _bernoulli(fn: dist.Bernoulli, _: Tensor) -> _Family:
 def _poisson(fn: dist.Poisson, value: Tensor) -> _Family:
     # At a rate of zero, log 0 times no event is zero.
     log_rate = fn.rate.clamp(min=torch.finfo(fn.rate.dtype).tiny).log()
-    return _Family(log_rate, fn.rate, -torch.lgamma(value + 1))
+    return _Family(log_rate, fn.rate, -torch.lgamma(value + 1), (fn.rate == 0, value > 0))
 
 
 _FAMILIES = {dist.Bernoulli: _bernoulli, dist.Poisson: _poisson}
@@ -50,14 +52,21 @@ def log_prob(fn: dist.Distribution, value: Tensor) -> Tensor:
     states, data = base.batch_shape[:cut], value.shape[: value.ndim - dims]
     if value.shape[value.ndim - dims :] != base.batch_shape[cut:] or states.numel() == 1:
         return fn.log_prob(value)
-    eta, log_normaliser, carrier = family(base, value)
+    eta, log_normaliser, carrier, excluded = family(base, value)
     if not _apart(states, data):  # sums, which take fewer passes over memory than fn's own
         over = tuple(range(-dims, 0))
         terms = (eta * value).sum(over) - log_normaliser.sum(over)
+        if excluded is not None:
+            both = (excluded[0] & excluded[1]).flatten(-dims).any(-1)
+            terms = terms.masked_fill(both, -torch.inf)
         return terms if carrier is None else terms + carrier.sum(over)
     K, N, D = prod(states), prod(data), prod(base.batch_shape[cut:])
     terms = eta.reshape(K, D) @ value.to(eta.dtype).reshape(N, D).T  # (K, N)
     terms = terms - log_normaliser.reshape(K, D).sum(-1, keepdim=True)
+    if excluded is not None:
+        of_state, of_datum = (x.to(eta.dtype) for x in excluded)
+        both = of_state.reshape(K, D) @ of_datum.reshape(N, D).T
+        terms = terms.masked_fill(both > 0, -torch.inf)
     if carrier is not None:
         terms = terms + carrier.reshape(N, D).sum(-1)
     return terms.reshape(torch.broadcast_shapes(states, data))

@@ -105,6 +105,8 @@ def posterior(
 ) -> dict[str, Site]:
     """Draws the latents of a guide, values (P, plates…, event…)."""
     prototypes = look(guide, *data)
+    if not prototypes:
+        return {}
     depth = max(depth_of(sites.values()) for sites in (prototypes, look(model, *data)))
 
     def together() -> dict[str, Site]:
@@ -123,6 +125,8 @@ def check_particles(model: Callable, guide: Callable, *data: Tensor) -> None:
     reason = "they score differently together and alone"
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         prototypes = run(guide, *data)
+        if not prototypes:  # nothing that there could be two of
+            return
         try:
             z = draw(model, guide, *data, num_particles=2, moving=False)
             together = weigh(model, guide, z, *data, per_datum=False)

@@ -14,8 +14,8 @@ from pplvm.traces.chains import collapse
 from pplvm.traces.discrete import loops_are_even
 from pplvm.traces.elimination import eliminate
 from pplvm.traces.factors import factors_of
-from pplvm.traces.placements import NO_LOOPS, device_of, enumerated
-from pplvm.traces.series import Loop, Series
+from pplvm.traces.placements import device_of, enumerated
+from pplvm.traces.series import Loop, Series, UnevenError
 from pplvm.traces.sites import (
     DATA,
     PARTICLES,
@@ -67,10 +67,15 @@ def scored(
         The sites that have nothing to do with them, and the sum: a term with a site that stands for
         it.
     """
-    loops = Series(device_of(data), worth=True) if getattr(model, "even", False) else NO_LOOPS
-    trace = enumerated(model, values, depth, *data, loops=loops, plate=plate)
-    found = loops.loops if isinstance(loops, Series) else []
-    return _summed(trace, found, depth)
+    if getattr(model, "even", False):
+        loops = Series(device_of(data), worth=True)
+        try:
+            trace = enumerated(model, values, depth, *data, loops=loops, plate=plate)
+            return _summed(trace, loops.loops, depth)
+        except UnevenError:  # data of another length may have steps of their own
+            pass
+    trace = enumerated(model, values, depth, *data, plate=plate)
+    return _summed(trace, [], depth)
 
 
 def _summed(
