@@ -160,9 +160,10 @@ def site_table(
     with torch.random.fork_rng(devices=[]):
         p = traces.run(model, *data)
         q = traces.run(guide, *data) if guide is not None else {}
+        listed = traces.listable(model, guide, *data) if guide is not None else frozenset()
     rows = []
     for site in p.values():
-        twin = q.get(site.name)
+        twin, other = q.get(site.name), "summed out" if site.name in listed else "—"
         rows.append(
             (
                 site.name,
@@ -171,7 +172,7 @@ def site_table(
                 ", ".join(f"{name} {size}" for name, size, _ in site.plates) or "—",
                 distribution_name(site.fn) if site.kind != "deterministic" else "—",
                 distribution_name(twin.fn) if twin else "—",
-                _estimator(objective, site, twin) if twin else "—",
+                _estimator(objective, site, twin) if twin else other,
             )
         )
     return rows

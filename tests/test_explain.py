@@ -60,3 +60,20 @@ def test_the_estimator_is_that_of_the_objective(capsys, objective, said):
     for site, words in said.items():
         assert words in found[site]
     assert "closed" not in found["tau"]  # Pyro has none of LogNormal from Gamma
+
+
+def test_latents_that_are_summed_out_are_told(capsys):
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            k = pyro.sample("k", dist.Bernoulli(0.3))
+            z = pyro.sample("z", dist.Normal(k, 1.0))
+            return pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(x, 1.0))
+
+    pplvm.explain(model, guide, torch.zeros(3))
+    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert rows["k"].endswith("summed out")
+    assert rows["z"].endswith("pathwise, KL in closed form")
