@@ -496,6 +496,24 @@ def mingled(x):
     return x
 
 
+def forgetful(x):
+    """A loop that says it has no memory, and has."""
+    z = 0
+    with pyro.plate("data", len(x), dim=-1):
+        for t in pyro.markov(range(x.shape[1]), history=0):
+            z = pyro.sample(f"z_{t}", dist.Categorical(A[z]))
+            pyro.sample(f"x_{t}", dist.Normal(MU[z], 1.0), obs=x[:, t])
+    return x
+
+
+def branching(x):
+    with pyro.plate("data", len(x), dim=-1):
+        k = pyro.sample("k", dist.Categorical(PI))
+        loc = 3.0 if (k > 0).any() else 0.0
+        pyro.sample("x", dist.Normal(loc, 1.0), obs=x[:, 0])
+    return x
+
+
 def impossible(x):
     with pyro.plate("data", len(x), dim=-1):
         k = pyro.sample("k", dist.Bernoulli(0.5))
@@ -523,6 +541,8 @@ def crowded(x):
         (continuous, X, "site 'm' .Normal. is continuous and others are discrete"),
         (outside, X, "site 'total' has another log-density where the states"),
         (mingled, X, "site 'x' has another log-density where the states"),
+        (forgetful, X, "site 'z_2' has another log-density where the states"),
+        (branching, X[:1], "site 'x' has another log-density where the states"),
         (impossible, X, "log p.x. is -inf for 2 of 3 data, the first in row 1"),
         (endless, X, "site 'k' .Poisson. is discrete, with states that cannot be listed"),
         (

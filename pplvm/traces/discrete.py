@@ -15,6 +15,9 @@ from pplvm.traces.judging import disagreement
 from pplvm.traces.placements import MANY, NO_LOOPS, Plan, at, device_of, enumerated, plan
 from pplvm.traces.series import Loop, Series, UnevenError
 
+# Plain runs by which a story is judged: states that one of them draws may hide what is wrong.
+_PLAIN_RUNS = 6
+
 
 class Graph(NamedTuple):
     """Factors whose dims are plates and discrete latents, and chains along a time axis."""
@@ -125,4 +128,8 @@ def _wrong(model: Callable, latents: Plan, loops: object, *data: Tensor) -> str 
             raise UnevenError("its latents have different masks")
     factors, homes = factors_of(trace, latents.depth, found)
     collapse(found, trace, factors, homes)
-    return disagreement(trace, at(model, values, *data), factors, found, latents.depth)
+    for _ in range(1 if found else _PLAIN_RUNS):  # a loop's many steps are runs enough
+        wrong = disagreement(trace, at(model, values, *data), factors, found, latents.depth)
+        if wrong is not None:
+            return wrong
+    return None
