@@ -1,6 +1,7 @@
 """Latent variable models on Pyro: one generative story, every inference method, one report."""
 
 from pplvm.align import align
+from pplvm.cavi import CAVI, cavi
 from pplvm.compare import compare
 from pplvm.conjugate import conjugate
 from pplvm.contract import explain
@@ -15,6 +16,7 @@ from pplvm.types import Estimate
 
 __version__ = "0.1.0"
 __all__ = [
+    "CAVI",
     "EM",
     "Draws",
     "Estimate",
@@ -24,6 +26,7 @@ __all__ = [
     "Row",
     "Table",
     "align",
+    "cavi",
     "chees",
     "compare",
     "conjugate",

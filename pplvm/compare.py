@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pplvm import diagnostics, traces
+from pplvm.cavi import CAVI
 from pplvm.diagnostics import LEAST_ESS, MOST_KHAT, MOST_RHAT
 from pplvm.draws import Draws
 from pplvm.fit import Fit
@@ -141,6 +142,20 @@ def _(answer: Truth, name: str, draws: Draws, weights: None, seed: int) -> Row:
     )
 
 
+@_row.register
+def _(answer: CAVI, name: str, draws: Draws, weights: None, seed: int) -> Row:
+    worries = []
+    if answer.settings["stopped"] == "num_steps":
+        worries.append(f"not converged after {answer.settings['num_steps']} steps")
+    return Row(
+        name,
+        method=answer.settings["method"],
+        bound=answer.elbo[-1] / _units(draws),
+        seconds=answer.seconds,
+        worries=tuple(worries),
+    )
+
+
 # ---- against the reference ----
 
 
@@ -227,7 +242,9 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 def _draws(answer: Answer, data: tuple[Tensor, ...], num_draws: int, seed: int) -> Draws:
     if isinstance(answer, Fit):
         return answer.draws(*data, num_draws=num_draws, seed=seed)
-    return answer.draws(num_draws=num_draws, seed=seed) if isinstance(answer, Truth) else answer
+    if isinstance(answer, Draws):
+        return answer
+    return answer.draws(num_draws=num_draws, seed=seed)
 
 
 def _check_same_sites(draws: Mapping[str, Draws]) -> None:

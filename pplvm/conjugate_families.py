@@ -49,6 +49,7 @@ class Family(NamedTuple):
     distribution: Callable[..., Any]
     moments: Callable[[Any], tuple[Tensor, Tensor]]  # of one distribution: mean, variance
     statistics: Callable[[Tensor], list[Tensor]]  # T(θ), each ()
+    points: Callable[..., tuple[Tensor, Tensor]]  # parameters -> two θ whose T average to E[T(θ)]
 
 
 def _moments(q: Any) -> tuple[Tensor, Tensor]:
@@ -61,6 +62,42 @@ def _inverse_gamma_moments(q: Any) -> tuple[Tensor, Tensor]:
     mean = torch.where(shape > 1, scale / (shape - 1), math.inf)
     variance = scale**2 / ((shape - 1) ** 2 * (shape - 2))
     return mean, torch.where(shape > 2, variance, math.inf)
+
+
+def _gamma_points(shape: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
+    """Has the expectations of log θ and θ."""
+    centre = shape.digamma() - rate.log()
+    reach = _arccosh_1p(torch.expm1(shape.log() - shape.digamma()))  # E[θ] = e^centre cosh reach
+    return (centre - reach).exp(), (centre + reach).exp()
+
+
+def _inverse_gamma_points(shape: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    low, high = _gamma_points(shape, scale)
+    return 1 / low, 1 / high
+
+
+def _dirichlet_points(alpha: Tensor) -> tuple[Tensor, Tensor]:
+    """Has the expectations e of all log θ, which are e ± d at the largest and e elsewhere, normalised.
+
+    Their normalisers cancel if ``(a exp(d) + r) (a exp(-d) + r) = 1``, where a is exp(e) at the
+    largest and r the sum of the others.
+    """
+    e = alpha.digamma() - alpha.sum(-1, keepdim=True).digamma()
+    largest = torch.nn.functional.one_hot(e.argmax(-1), e.shape[-1]).to(e.dtype)
+    a = (e * largest).sum(-1, keepdim=True).exp()
+    r = (e.exp() * (1 - largest)).sum(-1, keepdim=True)
+    d = torch.where(r > 0, _arccosh_1p((1 - (a + r)) * (1 + (a + r)) / (2 * a * r)), 0.0)
+    return (e - d * largest).softmax(-1), (e + d * largest).softmax(-1)
+
+
+def _beta_points(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    low, high = _dirichlet_points(torch.stack((p, q), -1))
+    return low[..., 0], high[..., 0]
+
+
+def _arccosh_1p(x: Tensor) -> Tensor:
+    """Returns arccosh(1 + x) with all digits of a small x."""
+    return (x + (x * (2 + x)).sqrt()).log1p()
 
 
 def _same(x: Tensor) -> Tensor:
@@ -78,6 +115,7 @@ FAMILIES = {
         distribution=dist.Beta,
         moments=_moments,
         statistics=lambda x: [x.log(), (-x).log1p()],
+        points=_beta_points,
     ),
     "Gamma": Family(
         event_dim=0,
@@ -89,6 +127,7 @@ FAMILIES = {
         distribution=dist.Gamma,
         moments=_moments,
         statistics=lambda x: [x.log(), x],
+        points=_gamma_points,
     ),
     "InverseGamma": Family(
         event_dim=0,
@@ -100,6 +139,7 @@ FAMILIES = {
         distribution=dist.InverseGamma,
         moments=_inverse_gamma_moments,
         statistics=lambda x: [x.log(), 1 / x],
+        points=_inverse_gamma_points,
     ),
     "Dirichlet": Family(
         event_dim=1,
@@ -111,6 +151,7 @@ FAMILIES = {
         distribution=dist.Dirichlet,
         moments=_moments,
         statistics=lambda x: list(x.log()),
+        points=_dirichlet_points,
     ),
     "Normal": Family(
         event_dim=0,
@@ -122,6 +163,7 @@ FAMILIES = {
         distribution=dist.Normal,
         moments=_moments,
         statistics=lambda x: [x, x**2],
+        points=lambda loc, scale: (loc - scale, loc + scale),
     ),
 }
 
@@ -157,6 +199,11 @@ def line(t: list[Tensor], g: list[Tensor], event_dim: int) -> tuple[Tensor, Tens
     # A simplex of one category is a point, and has no slope.
     b = torch.where(across > 0, along / across, 0.0).expand_as(dt)
     return (g[0] + g[1] - b * (t[0] + t[1])) / 2, b
+
+
+def tolerance(x: Tensor) -> float:
+    """Returns the relative error that two ways to the same slope may differ by."""
+    return 1e-6 if x.dtype == torch.float64 else 1e-3
 
 
 def spread(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pplvm import traces
-from pplvm.conjugate_families import FAMILIES, Factors, family_of, line, spread
+from pplvm.conjugate_families import FAMILIES, Factors, family_of, line, spread, tolerance
 from pplvm.traces import Program, Site, distribution_name
 
 Values = dict[str, Tensor]
@@ -110,7 +110,7 @@ def solve(story: Story) -> tuple[Factors, Tensor]:
         for u, joint in zip(near, joints[:2], strict=True)
     )
     # The same at any point, unless what the slopes say is not what the values say.
-    if not ((again - evidence).abs() <= _tolerance(evidence) * (1 + joints[0].abs())).all():
+    if not ((again - evidence).abs() <= tolerance(evidence) * (1 + joints[0].abs())).all():
         _blame(story, given)
     return factors, evidence
 
@@ -120,10 +120,6 @@ def _passes(story: Story, given: dict[str, str]) -> int:
     if set(story.families.values()) <= {"Beta", "Dirichlet"}:
         return 1  # slopes are bounded, and the same two points serve any posterior
     return 3 if given else 2
-
-
-def _tolerance(x: Tensor) -> float:
-    return 1e-6 if x.dtype == torch.float64 else 1e-3
 
 
 def _jitter(centre: Values, width: Values, random: torch.Generator) -> Values:
@@ -202,7 +198,7 @@ def _on_lines(
         t = FAMILIES[story.families[name]].position(values[name])
         g, size = _own_slope(story, factors, name, values, slopes)
         size = 1 + size + a.abs() + (b * t).abs()
-        if not ((g - a - b * t).abs() <= _tolerance(g) * size).all():
+        if not ((g - a - b * t).abs() <= tolerance(g) * size).all():
             return False
     return True
 
@@ -230,7 +226,7 @@ def _couplings(story: Story, random: torch.Generator) -> dict[str, str]:
     moved = {name: story.slopes({**here, name: there[name]})[0] for name in here}
     for one, other in permutations(here, 2):
         a, b = before[other], moved[one][other]
-        if ((a - b).abs() <= _tolerance(a) * (1 + a.abs() + b.abs())).all():
+        if ((a - b).abs() <= tolerance(a) * (1 + a.abs() + b.abs())).all():
             continue
         mean, variance = sorted((one, other), key=lambda name: story.families[name] != "Normal")
         if not _is_mean_of(story, mean, variance) or given.setdefault(mean, variance) != variance:
@@ -264,7 +260,7 @@ def _blame(story: Story, given: dict[str, str]) -> None:
         for site, f in densities.items():
             y = f.to(design.dtype)
             left = y - design @ torch.linalg.lstsq(design, y[:, None].nan_to_num()).solution[:, 0]
-            if not (left.abs() <= _tolerance(f) * (1 + y.abs().amax())).all():
+            if not (left.abs() <= tolerance(f) * (1 + y.abs().amax())).all():
                 fn = traces.look(story.model, *story.data)[site].fn
                 latent = " and ".join(f"'{n}'" for n in names)
                 form = "normal-inverse-gamma" if len(names) == 2 else story.families[name]

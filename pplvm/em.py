@@ -109,7 +109,7 @@ def _maximise(
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        expected = traces.Listed(model, *data, even=even).expected(weights)
+        expected = traces.weighed(weights, traces.Listed(model, *data, even=even).graph.tensors())
         value = -expected / len(data[0])
         value.backward()
         return value

@@ -5,7 +5,7 @@ chains side by side, and any graph of them whose sums fit into memory: see
 :mod:`pplvm.traces.elimination` and :mod:`pplvm.traces.recursions`.
 """
 
-__all__ = ["Enumerated", "enumerated"]
+__all__ = ["Enumerated", "enumerated", "moments"]
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -37,6 +37,19 @@ class Enumerated:
     data: tuple[Tensor, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+
+    def pairwise(self, one: str, other: str | None = None) -> Tensor:
+        """Returns the joint probabilities of the states of two latents.
+
+        Args:
+            one: A latent. Alone, one of a loop over time: at a step and the next,
+                (plates…, T - 1, K, K), as the expected moves of a hidden Markov model are.
+            other: Another: (plates…, K, K'), or (plates…, T, K, K') at the same step of one loop.
+        """
+        for name in (one, one if other is None else other):
+            if name not in self.marginals:
+                raise ValueError(f"no latent '{name}' here: there are {sorted(self.marginals)}.")
+        return self.listed.pairs(one, one if other is None else other)
 
     def most_probable(self) -> dict[str, Tensor]:
         """Returns the jointly most probable states, (plates…, event…) or (plates…, T, event…).
@@ -77,17 +90,7 @@ def enumerated(model: Callable, *data: Tensor) -> Enumerated:
                 "and transitions."
             )
         marginals = listed.marginals()
-    mean, sd = {}, {}
-    for name, variable in listed.variables.items():
-        p, states = marginals[name], variable.states.to(marginals[name].dtype)
-        states = states.reshape(len(states), -1)  # (K, event)
-        first, second = p @ states, p @ states.square()  # (plates…, [T,] event)
-        shape = variable.states.shape[1:]
-        steps = len(variable.sites) > 1
-        for t, site in enumerate(variable.sites):
-            m, s = (x.select(-2, t) if steps else x for x in (first, second))
-            mean[site] = m.reshape(m.shape[:-1] + shape)
-            sd[site] = (s - m.square()).clamp(min=0).sqrt().reshape(m.shape[:-1] + shape)
+    mean, sd = moments(listed.variables, marginals)
     return Enumerated(
         log_marginal=log_marginal,
         marginals=marginals,
@@ -99,3 +102,21 @@ def enumerated(model: Callable, *data: Tensor) -> Enumerated:
         data=data,
         settings={"method": "exact, enumeration"},
     )
+
+
+def moments(
+    variables: Mapping[str, Any], marginals: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Returns mean and sd of each site, (plates…, event…), of latents with these marginals."""
+    mean, sd = {}, {}
+    for name, variable in variables.items():
+        p, states = marginals[name], variable.states.to(marginals[name].dtype)
+        states = states.reshape(len(states), -1)  # (K, event)
+        first, second = p @ states, p @ states.square()  # (plates…, [T,] event)
+        shape = variable.states.shape[1:]
+        steps = len(variable.sites) > 1
+        for t, site in enumerate(variable.sites):
+            m, s = (x.select(-2, t) if steps else x for x in (first, second))
+            mean[site] = m.reshape(m.shape[:-1] + shape)
+            sd[site] = (s - m.square()).clamp(min=0).sqrt().reshape(m.shape[:-1] + shape)
+    return mean, sd

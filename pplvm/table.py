@@ -11,6 +11,7 @@ from textwrap import wrap
 
 from torch import Tensor
 
+from pplvm.cavi import CAVI
 from pplvm.conjugate import Conjugate
 from pplvm.draws import Draws
 from pplvm.enumeration import Enumerated
@@ -19,7 +20,7 @@ from pplvm.fit import Fit
 from pplvm.likelihood import LogMarginal
 
 Truth = Exact | Enumerated | Conjugate
-Answer = Fit | Draws | Truth
+Answer = Fit | Draws | CAVI | Truth
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ ORDER = [
     ["fit"],
     ["enumeration", "em"],
     ["exact", "conjugate"],
+    ["cavi"],
     ["native"],
     ["potentials"],
     ["nuts", "chees"],

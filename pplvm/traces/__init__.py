@@ -6,6 +6,7 @@ arguments and samples the same latents. Objectives see the tensors made here, an
 Pyro. Shapes: N data, P particles.
 """
 
+from pplvm.traces.blocks import Blocks
 from pplvm.traces.decoding import decode
 from pplvm.traces.densities import (
     Latents,
@@ -18,7 +19,7 @@ from pplvm.traces.densities import (
     weigh,
 )
 from pplvm.traces.discrete import loops_are_even
-from pplvm.traces.enumeration import Listed, rest
+from pplvm.traces.enumeration import Listed, rest, weighed
 from pplvm.traces.likelihoods import discrete_latents, summed_pointwise
 from pplvm.traces.potentials import constrained, potential, unconstrained, unconstrained_shapes
 from pplvm.traces.replays import (
@@ -52,6 +53,7 @@ from pplvm.traces.sums import listable, prepared
 __all__ = [
     "DATA",
     "PARTICLES",
+    "Blocks",
     "Latents",
     "Listed",
     "Program",
@@ -92,4 +94,5 @@ __all__ = [
     "unconstrained",
     "unconstrained_shapes",
     "weigh",
+    "weighed",
 ]

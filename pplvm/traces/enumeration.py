@@ -14,20 +14,23 @@ References:
 Shapes: K states.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from copy import copy
 from typing import NamedTuple
 
 import torch
+from pyro import poutine
 from torch import Tensor
 from torch.func import vmap
 
+from pplvm.traces import recursions
 from pplvm.traces.chains import Chain
 from pplvm.traces.decoding import decode, decoded
 from pplvm.traces.discrete import Graph, graph_of, loops_are_even, place
 from pplvm.traces.elimination import Factor, align
 from pplvm.traces.likelihoods import discrete_latents
 from pplvm.traces.placements import Plan
-from pplvm.traces.sites import DATA, distribution_name, factorises
+from pplvm.traces.sites import DATA, PARTICLES, distribution_name, factorises
 from pplvm.traces.sums import listable
 
 
@@ -43,24 +46,47 @@ class Listed:
     """A story at all states of its discrete latents.
 
     Args:
-        model: A story without continuous latents; with any, a ``ValueError`` names one.
+        model: The story.
         data: Its arguments.
+        values: The continuous latents, (plates…, event…); where one is not given, a ``ValueError``
+            names it.
         even: Whether loops over time may be run for all later steps at once, if that is known.
     """
 
-    def __init__(self, model: Callable, *data: Tensor, even: bool | None = None) -> None:
+    def __init__(
+        self,
+        model: Callable,
+        *data: Tensor,
+        values: dict[str, Tensor] | None = None,
+        even: bool | None = None,
+    ) -> None:
         even = loops_are_even(model, *data) if even is None else even
-        self.latents: Plan = place(model, *data, even=even)
-        for name, z in self.latents.continuous.items():
+        self.latents: Plan = place(model, *data, even=even, values=values)
+        for name, z in self.latents.continuous.items() if values is None else ():
             raise ValueError(
                 f"site '{name}' ({distribution_name(z.fn)}) is continuous and others are discrete: "
-                "exact sums discrete latents out or integrates Gaussian ones, not both, so use nuts, "
-                "or make it a parameter."
+                "exact sums discrete latents out or integrates Gaussian ones, not both, so use nuts "
+                "or cavi, or make it a parameter."
             )
-        self.graph: Graph = graph_of(model, self.latents, *data, even=even)
+        self._graph_at = lambda latents: graph_of(model, latents, *data, even=even)
+        self.graph: Graph = self._graph_at(self.latents)
         alone = factorises(model, data=data)
         self._kept = self.graph.trace.plate_to_symbol.get(DATA, "") if alone else ""
-        self.variables = self._variables()
+        self.variables = variables_of(self.graph, self.latents)
+
+    def filled(self, tensors: list[Tensor]) -> "Listed":
+        """Returns the same with other log-densities, in the order of ``graph.tensors()``."""
+        found = copy(self)
+        found.graph = self.graph.filled(tensors)
+        return found
+
+    def tensors_at(self, values: dict[str, Tensor]) -> list[Tensor]:
+        """Returns the log-densities at other continuous latents, with gradient."""
+        latents = {
+            name: z._replace(value=values[name].reshape(z.value.shape)) if name in values else z
+            for name, z in self.latents.latents.items()
+        }
+        return self._graph_at(self.latents._replace(latents=latents)).tensors()
 
     def log_marginal(self) -> Tensor:
         """Returns log p(x_n) in nats, (N,), or (1,) if the data share a latent; with gradient."""
@@ -79,22 +105,61 @@ class Listed:
         for chain in graph.chains:
             steps = torch.cat((next(found)[None], next(found)))  # (T, B, *K)
             chained |= _apart(chain, steps)
-        return {n: self._placed(v, of_site, chained) for n, v in self.variables.items()}
+        found = of_site | chained
+        return {
+            name: placed(graph.trace, v, found.get(v.sites[0]))
+            for name, v in self.variables.items()
+        }
+
+    def pairs(self, one: str, other: str) -> Tensor:
+        """Returns the joint posterior probabilities of two latents, ``one`` before the other.
+
+        (plates…, K, K') of two outside loops, (plates…, T, K, K') of two in one loop, at the same
+        step, and (plates…, T - 1, K, K) of one in a loop, at a step and the next.
+        """
+        sites = [self.variables[name].sites[0] for name in (one, other)]
+        chains = [next((c for c in self.graph.chains if site in c.names), None) for site in sites]
+        if chains[0] is not chains[1] or (chains[0] is None and one == other):
+            raise ValueError(
+                f"'{one}' and '{other}' have no joint probabilities here: name two latents outside "
+                "loops over time, two of one loop, or one of a loop twice, for its consecutive steps."
+            )
+        if chains[0] is None:
+            return self._pair_outside(*sites)
+        chain, (i, j) = chains[0], (chains[0].names.index(site) for site in sites)
+        joint = _consecutive(chain, i) if i == j else _together(chain, i, j)  # (T, B, K, K')
+        plates, (T, _, K, L) = self.variables[one].plates, joint.shape
+        joint = joint.reshape(T, *chain.sizes, K * L)
+        variable = self.variables[one]._replace(sites=sites[:1] * T, states=torch.empty(K * L))
+        found = placed(self.graph.trace, variable, _over_plates(chain, joint))
+        return found.reshape(*plates, T, K, L)
+
+    def _pair_outside(self, one: str, other: str) -> Tensor:
+        graph, trace = self.graph, self.graph.trace
+        own, its = (trace.nodes[name]["infer"]["_enumerate_symbol"] for name in (one, other))
+        sizes = {d: n for f in graph.factors for d, n in zip(f.dims, f.term.shape, strict=True)}
+        K, L = (self.latents.discrete[name].num_states for name in (one, other))
+        homes = [graph.homes.get(symbol, frozenset()) for symbol in (own, its)]
+        if min(K, L) == 1:
+            raise ValueError(f"'{one if K == 1 else other}' has a single state, and no pairs.")
+        dims = "".join(sorted(homes[0] | homes[1])) + own + its
+        like = graph.factors[0].term.detach()
+        zero = like.new_zeros([sizes[d] for d in dims]).requires_grad_()
+        with torch.enable_grad():
+            total = graph._replace(factors=[*graph.factors, Factor(one, zero, dims)]).total()[0]
+            (found,) = torch.autograd.grad(total, [zero])
+        inner = one if homes[0] >= homes[1] else other
+        plates = self.latents.discrete[inner].plates
+        joint = Factor(inner, found.flatten(-2), dims[:-1])
+        variable = Variable([inner], torch.empty(K * L), plates)
+        return placed(trace, variable, joint).reshape(*plates, K, L)
 
     def weights(self) -> list[Tensor]:
-        """Returns the posterior probabilities that weigh the log-densities in :meth:`expected`."""
+        """Returns the posterior probabilities that weigh the log-densities, ``graph.tensors()``."""
         fixed = [x.detach().clone().requires_grad_() for x in self.graph.tensors()]
         with torch.enable_grad():
             total = self.graph.filled(fixed).total()[0]
             return list(torch.autograd.grad(total, fixed))
-
-    def expected(self, weights: list[Tensor]) -> Tensor:
-        """Returns the joint log-density, (), in expectation under a posterior, with gradient."""
-        terms = [
-            (weight * x.masked_fill(weight == 0, 0.0)).sum()  # what is impossible is not weighed
-            for weight, x in zip(weights, self.graph.tensors(), strict=True)
-        ]
-        return sum(terms)
 
     def most_probable(self) -> dict[str, Tensor]:
         """Returns the jointly most probable states, (plates…, event…), in loops (plates…, T, event…)."""
@@ -115,25 +180,6 @@ class Listed:
 
         with torch.no_grad():
             return vmap(one, randomness="different")(torch.zeros(num_draws))
-
-    def _variables(self) -> dict[str, Variable]:
-        found, later = {}, {name for loop in self.graph.loops for name in loop.later}
-        sites = {name: [name] for name in self.latents.discrete if name not in later}
-        shown = dict.fromkeys(sites)
-        for loop in self.graph.loops:
-            names = [
-                [n for n in side if n in self.latents.discrete] for side in (loop.first, loop.later)
-            ]
-            for name, then in zip(*names, strict=True):
-                sites[name] += [loop.name_at(then, t) for t in loop.steps[1:]]
-                shown[name] = loop.common_name(then)
-        for name, steps in sites.items():
-            z = self.latents.discrete[name]
-            states = self.graph.trace.nodes[name]["value"].reshape(-1, *z.fn.event_shape)
-            title = shown[name]
-            title = title if title and title not in sites and title not in found else name
-            found[title] = Variable(steps, states, z.plates)
-        return found
 
     def _with_unaries(self) -> tuple[Graph, dict[str, Factor]]:
         """Returns the graph with a zero for each state, by which to differentiate."""
@@ -156,26 +202,51 @@ class Listed:
         ]
         return graph._replace(factors=[*graph.factors, *unary.values()], chains=chains), unary
 
-    def _placed(
-        self, variable: Variable, unary: dict[str, Factor], chained: dict[str, Factor]
-    ) -> Tensor:
-        """Returns probabilities in the order of a variable's plates."""
-        name, K = variable.sites[0], len(variable.states)
-        symbols = self.graph.trace.nodes[name]["infer"]["_dim_to_symbol"]
-        frames = self.graph.trace.nodes[name]["cond_indep_stack"]
-        plates = "".join(symbols[f.dim] for f in sorted(frames, key=_dim) if f.vectorized)
-        own = self.graph.trace.nodes[name]["infer"]["_enumerate_symbol"]
-        steps = (len(variable.sites),) if len(variable.sites) > 1 else ()
-        if name in chained:
-            factor = chained[name]  # time first, state last
-            term = align(
-                factor._replace(dims=factor.dims[:-1] + own), plates + factor.dims[0] + own
-            )
-        elif name in unary:
-            term = align(unary[name], plates + own)
-        else:  # one state alone
-            return torch.ones(*variable.plates, *steps, K)
-        return term.expand(*variable.plates, *steps, K).contiguous()
+
+def weighed(weights: Sequence[Tensor], tensors: Sequence[Tensor]) -> Tensor:
+    """Returns the joint log-density, (), in expectation under a posterior, with gradient."""
+    return sum(
+        (weight * x.masked_fill(weight == 0, 0.0)).sum()  # what is impossible is not weighed
+        for weight, x in zip(weights, tensors, strict=True)
+    )
+
+
+def variables_of(graph: Graph, latents: Plan) -> dict[str, Variable]:
+    """Returns the discrete latents of a graph, those of a loop over time by one name."""
+    found, later = {}, {name for loop in graph.loops for name in loop.later}
+    sites = {name: [name] for name in latents.discrete if name not in later}
+    shown = dict.fromkeys(sites)
+    for loop in graph.loops:
+        names = [[n for n in side if n in latents.discrete] for side in (loop.first, loop.later)]
+        for name, then in zip(*names, strict=True):
+            sites[name] += [loop.name_at(then, t) for t in loop.steps[1:]]
+            shown[name] = loop.common_name(then)
+    for name, steps in sites.items():
+        z = latents.discrete[name]
+        states = graph.trace.nodes[name]["value"].reshape(-1, *z.fn.event_shape)
+        title = shown[name]
+        title = title if title and title not in sites and title not in found else name
+        found[title] = Variable(steps, states, z.plates)
+    return found
+
+
+def placed(trace: poutine.Trace, variable: Variable, factor: Factor | None) -> Tensor:
+    """Returns a factor in the order of a variable's plates, (plates…, [T,] K).
+
+    Its dims are those of a trace, and after them, in a loop, first time and last the state.
+    """
+    name, K = variable.sites[0], len(variable.states)
+    steps = (len(variable.sites),) if len(variable.sites) > 1 else ()
+    if factor is None:  # one state alone
+        return torch.ones(*variable.plates, *steps, K)
+    symbols, frames = (
+        trace.nodes[name]["infer"]["_dim_to_symbol"],
+        trace.nodes[name]["cond_indep_stack"],
+    )
+    frames = [f for f in sorted(frames, key=_dim) if f.vectorized and f.name != PARTICLES]
+    plates = "".join(symbols[f.dim] for f in frames)
+    time, own = factor.dims[: len(steps)], factor.dims[-1]
+    return align(factor, plates + time + own).expand(*variable.plates, *steps, K).contiguous()
 
 
 def _dim(frame: object) -> int:
@@ -195,6 +266,43 @@ def _apart(chain: Chain, joint: Tensor) -> dict[str, Factor]:
             term = term.reshape(len(term), *chain.sizes, -1)
             found[chain.names[i]] = _over_plates(chain, term)
     return found
+
+
+def _together(chain: Chain, i: int, j: int) -> Tensor:
+    """Returns the joint probabilities of two latents of a loop at each step, (T, B, K, K')."""
+    p = _steps(chain)
+    p = p.reshape(*p.shape[:2], *(chain.states[k] for group in chain.groups for k in group))
+    order = [k for group in chain.groups for k in group]
+    rest = [2 + n for n, k in enumerate(order) if k not in (i, j)]
+    p = p.sum(rest) if rest else p
+    return p if order.index(i) < order.index(j) else p.mT
+
+
+def _consecutive(chain: Chain, i: int) -> Tensor:
+    """Returns the joint probabilities of a latent at a step and the next, (T - 1, B, K, K)."""
+    m = next(m for m, group in enumerate(chain.groups) if i in group)
+    size = (len(chain.later), len(chain.first), *chain.moves[m].shape[2:])
+    wide = chain.moves[m].detach().expand(size).clone().requires_grad_()
+    moves = [wide if n == m else A.detach() for n, A in enumerate(chain.moves)]
+    with torch.enable_grad():
+        total = chain._replace(moves=moves).total().term.sum()
+        (p,) = torch.autograd.grad(total, [wide])  # (T - 1, B, K, K)
+    if chain.known is not None:  # a masked step is uniform, whatever went before
+        before = _steps(chain)[:-1].movedim(2 + m, -1).flatten(2, -2).sum(2)
+        alone = before[..., None] / p.shape[-1]
+        p = torch.where(chain.known[..., None, None], p, alone.expand_as(p))
+    group = chain.groups[m]
+    states = [chain.states[k] for k in group]
+    p = p.reshape(*p.shape[:2], *states, *states)
+    n = group.index(i)
+    rest = [2 + k for k in range(2 * len(group)) if k not in (n, len(group) + n)]
+    return p.sum(rest) if rest else p
+
+
+def _steps(chain: Chain) -> Tensor:
+    """Returns the joint probabilities of each step, (T, B, *K)."""
+    found, _ = recursions.marginals(chain.first, chain.moves, chain.later, chain.known)
+    return found.detach().exp()
 
 
 def _over_plates(chain: Chain, term: Tensor) -> Factor:

@@ -1,0 +1,275 @@
+r"""Coordinate-ascent mean field: every factor in turn is set to its best given all others.
+
+.. math:: q(\theta, z) = \prod_j q(\theta_j) \prod_m q(z_m), \qquad
+    \mathcal L = \mathbb E_q \log p(x, z, \theta) - \mathbb E_q \log q(\theta, z) \le \log p(x)
+
+The ELBO :math:`\mathcal L` rises at every step. Beside continuous latents, which are factors of their
+own (:mod:`pplvm.cavi_parameters`), the discrete ones are one factor, summed out exactly. In a story
+without continuous latents each discrete one is a factor, or each chain of them along time.
+
+References:
+    | An introduction to variational methods for graphical models (Jordan et al., 1999)
+    | https://doi.org/10.1023/A:1007665907178
+
+    | Pattern Recognition and Machine Learning, section 10.1 (Bishop, 2006)
+    | https://www.microsoft.com/en-us/research/publication/pattern-recognition-machine-learning/
+
+    | Variational algorithms for approximate Bayesian inference (Beal, 2003)
+    | https://cse.buffalo.edu/faculty/mbeal/thesis/
+
+Shapes: N data, S draws, K states.
+"""
+
+__all__ = ["CAVI", "cavi"]
+
+import copy
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from pplvm import traces
+from pplvm.batches import Array, as_tensors, check_count, check_data, check_seed, mix
+from pplvm.cavi_parameters import Coordinates, grouped
+from pplvm.conjugate_families import Factors, family_of
+from pplvm.contract import bind
+from pplvm.draws import Draws
+from pplvm.enumeration import moments
+from pplvm.parameters import double_by_default, module_of
+
+_TRIED = 5  # steps of each start before the best of them goes on; arbitrary
+
+
+@dataclass(frozen=True, eq=False)
+class CAVI:
+    """A mean field, as good as it can be near where it started."""
+
+    elbo: tuple[float, ...]  # in nats, of all data, after each step
+    posterior: Mapping[str, Any]  # a distribution of each continuous site
+    marginals: Mapping[str, Tensor]  # (plates…, K) or (plates…, T, K): of each discrete latent
+    states: Mapping[str, Tensor]  # (K, event…): what they are of
+    mean: Mapping[str, Tensor]  # (plates…, event…) of each site
+    sd: Mapping[str, Tensor]  # likewise
+    factors: Factors | None
+    discrete: Any  # the factors of the discrete latents
+    model: Callable
+    data: tuple[Tensor, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def draws(self, num_draws: int = 1000, seed: int = 0) -> Draws:
+        """Returns independent draws, one chain."""
+        check_count("num_draws", num_draws)
+        check_seed(seed)
+        dtype = torch.get_default_dtype()
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(mix(seed, 5))
+            values = self.factors.sample(num_draws) if self.factors else {}
+            values |= self.discrete.draws(num_draws) if self.marginals else {}
+        sites = traces.look(self.model, *self.data)
+        return Draws(
+            values={name: value.to(dtype)[None] for name, value in values.items()},
+            plates={name: tuple(n for n, _, _ in sites[name].plates) for name in values},
+            stats={},
+            model=self.model,
+            data=self.data,
+            settings=self.settings,
+            seconds=self.seconds,
+        )
+
+
+def cavi(
+    model: Callable,
+    *data: Array,
+    structured: bool = True,
+    num_steps: int = 1000,
+    num_starts: int = 10,
+    tolerance: float = 1e-6,
+    seed: int = 0,
+) -> CAVI:
+    """Fits a mean field to a conditionally conjugate story, at the model's parameters.
+
+    Args:
+        model: A story whose continuous latents, given all else, are Beta, Gamma, Dirichlet, Normal or
+            InverseGamma, each element independent of the others, and whose discrete ones can be
+            listed. Without continuous latents, discrete ones may be observed together as a sum over
+            pairs of them, as in a factorial hidden Markov model with a Gaussian emission.
+        data: Its arguments, first axis N.
+        structured: Whether a chain along time is one factor; otherwise each of its states is one.
+            With continuous latents it always is.
+        num_steps: The most steps, each of which updates every factor once.
+        num_starts: From how many draws of the prior to start, a few steps each; the best goes on.
+        tolerance: It ends when the ELBO rises by less, in nats per datum.
+        seed: Of the starts.
+
+    Raises:
+        ValueError: if the story is not conditionally conjugate, naming the site.
+    """
+    start = time.perf_counter()
+    check_count("num_steps", num_steps)
+    check_count("num_starts", num_starts)
+    check_seed(seed)
+    N = check_data(data)
+    given = as_tensors(data, model)
+    model, _ = bind(model, None, *given)
+    doubled = copy.deepcopy(model) if module_of(model) is not None else model
+    if module_of(model) is not None:  # float32 would cost half the digits
+        module_of(doubled).double()
+    double = tuple(x.double() if x.is_floating_point() else x for x in given)
+    with double_by_default(), pyro.validation_enabled(False), torch.no_grad():
+        sites = traces.look(doubled, *double).values()
+        latents = {site.name: site for site in sites if site.kind == "latent"}
+        if not latents:
+            raise ValueError("the model has no latent site: there is no posterior to approximate.")
+        continuous = {n: site for n, site in latents.items() if not site.fn.support.is_discrete}
+        if continuous and not structured:
+            raise ValueError(
+                f"'structured' is False, but site '{next(iter(continuous))}' is continuous: beside such "
+                "latents the discrete ones are one factor."
+            )
+        if continuous:
+            climb = _Beside(doubled, continuous, *double)
+        else:
+            climb = _Apart(doubled, structured, *double)
+        history, stopped = _climb(climb, num_steps, num_starts, tolerance * N, seed), "num_steps"
+        if len(history) > 1 and history[-1] - history[-2] < tolerance * N:
+            stopped = "tolerance"
+        posterior, marginals, states, mean, sd = climb.result()
+    name = "CAVI" if structured else "CAVI, every state apart"
+    return CAVI(
+        elbo=tuple(history),
+        posterior=posterior,
+        marginals=marginals,
+        states=states,
+        mean=mean,
+        sd=sd,
+        factors=climb.factors,
+        discrete=climb.discrete,
+        model=model,
+        data=given,
+        settings={"method": name, "num_steps": len(history), "stopped": stopped},
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _climb(
+    climb: "_Beside | _Apart", num_steps: int, num_starts: int, least: float, seed: int
+) -> list[float]:
+    """Takes steps from the best start, and returns the ELBO after each."""
+    random, best, chosen = torch.Generator().manual_seed(mix(seed, 6)), -math.inf, None
+    for _ in range(num_starts if climb.many else 1):
+        climb.start(random)
+        history = [climb.step() for _ in range(min(_TRIED, num_steps))]
+        if chosen is None or history[-1] > best:
+            best, chosen, kept = history[-1], climb.state(), history
+    climb.go_back(chosen)
+    history = kept
+    while len(history) < num_steps and (len(history) < 2 or history[-1] - history[-2] >= least):
+        history.append(climb.step())
+        if not history[-1] >= history[-2] - 1e-8 * (1 + abs(history[-2])):
+            raise ValueError(
+                f"the ELBO fell from {history[-2]:.6f} to {history[-1]:.6f}, so the story is not what "
+                "its densities seem to say, conditionally conjugate: use nuts, or fit with a guide."
+            )
+    return history
+
+
+class _Beside:
+    """Continuous latents, each a factor, beside discrete ones that are one factor and exact."""
+
+    def __init__(self, model: Callable, sites: Mapping[str, Any], *data: Tensor) -> None:
+        self.model, self.data = model, data
+        families = {name: family_of(site) for name, site in sites.items()}
+        plates = {name: tuple(n for n, _, _ in site.plates) for name, site in sites.items()}
+        self.discrete = traces.Listed(model, *data, values=_values(model, sites, 0, *data))
+        self.coordinates = Coordinates(dict(sites), families, plates, [[name] for name in sites])
+        self.many = bool(self.discrete.variables)
+        self.factors = None
+
+    def start(self, random: torch.Generator) -> None:
+        seed = int(torch.randint(2**62, (), generator=random))
+        values = _values(self.model, self.coordinates.sites, seed, *self.data)
+        self.factors = Factors(self.coordinates.families, {}, {}, self.coordinates.plates)
+        self.points = {name: (x, x) for name, x in values.items()}
+        self._listen([values])
+        groups = grouped(self.coordinates.sites, self.coordinates.families, self._joint)
+        self.coordinates = self.coordinates._replace(groups=groups)
+
+    def step(self) -> float:
+        """Updates each factor, the discrete latents last, and returns the ELBO."""
+        self.factors, self.points = self.coordinates.update(
+            self._joint, self.factors, self.points, checked=not self.factors.parameters
+        )
+        total = self._listen(self.coordinates.runs(self.points))
+        return (total + self.coordinates.entropy(self.factors, self.points)).item()
+
+    def state(self) -> tuple:
+        return self.factors, self.points, self.weights, self.discrete, self.coordinates
+
+    def go_back(self, state: tuple) -> None:
+        self.factors, self.points, self.weights, self.discrete, self.coordinates = state
+
+    def result(self) -> tuple:
+        marginals = self.discrete.marginals() if self.discrete.variables else {}
+        mean, sd = moments(self.discrete.variables, marginals)
+        for name in self.coordinates.sites:
+            mean[name], sd[name] = self.factors.moments(name)
+        posterior = {name: self.factors.posterior(name) for name in self.coordinates.sites}
+        states = {name: v.states for name, v in self.discrete.variables.items()}
+        return posterior, marginals, states, mean, sd
+
+    def _listen(self, runs: list[dict[str, Tensor]]) -> Tensor:
+        """Updates the discrete latents given the expected log-densities: what they sum to, ()."""
+        tables = zip(*(self.discrete.tensors_at(values) for values in runs), strict=True)
+        fixed = [(sum(parts) / len(parts)).detach().requires_grad_() for parts in tables]
+        self.discrete = self.discrete.filled(fixed)
+        with torch.enable_grad():
+            total = self.discrete.graph.total()[0]
+            self.weights = torch.autograd.grad(total, fixed)
+        return total.detach()
+
+    def _joint(self, values: dict[str, Tensor]) -> Tensor:
+        """Returns the joint log-density, (), in expectation over the discrete latents."""
+        return traces.weighed(self.weights, self.discrete.tensors_at(values))
+
+
+class _Apart:
+    """Discrete latents alone, each of them or each chain a factor."""
+
+    factors = None
+
+    def __init__(self, model: Callable, structured: bool, *data: Tensor) -> None:
+        self.discrete = traces.Blocks(model, *data, structured=structured)
+        self.many = len(self.discrete.blocks) > 1 or not structured
+
+    def start(self, random: torch.Generator) -> None:
+        self.discrete.start(random)
+
+    def step(self) -> float:
+        return self.discrete.sweep().item()
+
+    def state(self) -> list[Tensor]:
+        return list(self.discrete.q)
+
+    def go_back(self, state: list[Tensor]) -> None:
+        self.discrete.q = state
+
+    def result(self) -> tuple:
+        marginals, variables = self.discrete.marginals(), self.discrete.variables
+        states = {name: v.states for name, v in variables.items()}
+        return {}, marginals, states, *moments(variables, marginals)
+
+
+def _values(
+    model: Callable, sites: Mapping[str, Any], seed: int, *data: Tensor
+) -> dict[str, Tensor]:
+    """Draws continuous latents from their prior."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        drawn = traces.run(model, *data)
+    return {name: drawn[name].value for name in sites}
