@@ -73,7 +73,10 @@ class CAVI:
             values |= self.discrete.draws(num_draws) if self.marginals else {}
         sites = traces.look(self.model, *self.data)
         return Draws(
-            values={name: value.to(dtype)[None] for name, value in values.items()},
+            values={
+                name: (x.to(dtype) if x.is_floating_point() else x)[None]
+                for name, x in values.items()
+            },
             plates={name: tuple(n for n, _, _ in sites[name].plates) for name in values},
             stats={},
             model=self.model,

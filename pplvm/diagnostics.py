@@ -9,6 +9,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -36,7 +37,12 @@ class Mixing(NamedTuple):
 
 
 def mixing(draws: Draws) -> Mixing:
-    """Computes rank-normalised split-R̂ and effective sample sizes over all scalars."""
+    """Computes rank-normalised split-R̂ and effective sample sizes over all scalars.
+
+    Discrete latents, which are drawn given the others, tell nothing of how these mix.
+    """
+    decoded = traces.discrete_latents(draws.model, *draws.data)
+    draws = replace(draws, values={n: v for n, v in draws.values.items() if n not in decoded})
     names = scalar_names(draws)
     flat = flatten(draws).movedim(-1, 0).double().numpy()  # (D, C, S)
     rhat = torch.as_tensor(array_stats.rhat(flat))
