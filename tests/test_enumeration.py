@@ -354,6 +354,51 @@ def test_the_posterior_is_that_of_the_listing(story):
 
 
 @each_story
+def test_pairs_are_those_of_the_listing(story):
+    row = STORIES[story]
+    exact = pplvm.exact(row.model, *row.data)
+    names, joint, scores = listing(row)
+    weights, variables = scores.softmax(0), exact.listed.variables
+
+    def together(one, other):  # (N, K, K') of two sites
+        i, j = names.index(one), names.index(other)
+        want = torch.zeros(scores.shape[1], *(1 + max(at[k] for at in joint) for k in (i, j)))
+        for at, weight in zip(joint, weights, strict=True):
+            want[:, at[i], at[j]] += weight
+        return want
+
+    compared = 0
+    for one, other in itertools.product(variables, repeat=2):
+        first, second = variables[one].sites, variables[other].sites
+        if one == other and len(first) == 1:
+            continue
+        if len(first) != len(second) or (story == "change" and one != other) or story == "twice":
+            continue
+        got = exact.pairwise(one, None if one == other else other)
+        if len(first) == 1:
+            want = together(first[0], second[0])
+        elif one == other:
+            want = torch.stack([together(*pair) for pair in itertools.pairwise(first)], 1)
+        else:
+            want = torch.stack([together(*p) for p in zip(first, second, strict=True)], 1)
+        assert torch.allclose(got.reshape(want.shape), want, atol=1e-10)
+        compared += 1
+    assert compared or story in ("twice", "one step", "change")
+
+
+def test_pairs_of_one_datum_and_of_what_all_share():
+    exact = pplvm.exact(shared, X)
+    pairs = exact.pairwise("c", "k")  # (N, K, K')
+    assert torch.allclose(pairs.sum(-2), exact.marginals["k"])
+    assert torch.allclose(pairs.sum(-1), exact.marginals["c"].expand(3, 3))
+    assert not torch.allclose(pairs, exact.marginals["c"][:, None] * exact.marginals["k"][:, None])
+    with pytest.raises(ValueError, match="'kind' and 'z' have no joint probabilities here"):
+        pplvm.exact(mixed, X).pairwise("kind", "z")
+    with pytest.raises(ValueError, match="no latent 'q' here"):
+        exact.pairwise("q")
+
+
+@each_story
 def test_no_joint_state_is_more_probable(story):
     row = STORIES[story]
     exact = pplvm.exact(row.model, *row.data)

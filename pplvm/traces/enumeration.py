@@ -23,7 +23,6 @@ from pyro import poutine
 from torch import Tensor
 from torch.func import vmap
 
-from pplvm.traces import recursions
 from pplvm.traces.chains import Chain
 from pplvm.traces.decoding import decode, decoded
 from pplvm.traces.discrete import Graph, graph_of, loops_are_even, place
@@ -95,19 +94,16 @@ class Listed:
     def marginals(self) -> dict[str, Tensor]:
         """Returns the posterior probability of each state: (plates…, K), in loops (plates…, T, K)."""
         graph, unary = self._with_unaries()
-        leaves = [f.term for f in unary.values()]
-        leaves += [x for c in graph.chains for x in (c.first, c.later)]
-        with torch.enable_grad():
-            total = graph.total()[0]
-            found = iter(torch.autograd.grad(total, leaves) if leaves else ())
-        of_site = {name: f._replace(term=next(found)) for name, f in unary.items()}
-        chained = {}
-        for chain in graph.chains:
-            steps = torch.cat((next(found)[None], next(found)))  # (T, B, *K)
-            chained |= _apart(chain, steps)
-        found = of_site | chained
+        factors = {}
+        if unary:
+            with torch.enable_grad():
+                found = torch.autograd.grad(graph.total()[0], [f.term for f in unary.values()])
+            for (name, f), p in zip(unary.items(), found, strict=True):
+                factors[name] = f._replace(term=p)
+        for number, chain in enumerate(graph.chains):
+            factors |= _apart(chain, self._steps(number))
         return {
-            name: placed(graph.trace, v, found.get(v.sites[0]))
+            name: placed(graph.trace, v, factors.get(v.sites[0]))
             for name, v in self.variables.items()
         }
 
@@ -126,13 +122,14 @@ class Listed:
             )
         if chains[0] is None:
             return self._pair_outside(*sites)
-        chain, (i, j) = chains[0], (chains[0].names.index(site) for site in sites)
-        joint = _consecutive(chain, i) if i == j else _together(chain, i, j)  # (T, B, K, K')
-        plates, (T, _, K, L) = self.variables[one].plates, joint.shape
-        joint = joint.reshape(T, *chain.sizes, K * L)
-        variable = self.variables[one]._replace(sites=sites[:1] * T, states=torch.empty(K * L))
-        found = placed(self.graph.trace, variable, _over_plates(chain, joint))
-        return found.reshape(*plates, T, K, L)
+        number = next(n for n, c in enumerate(self.graph.chains) if c is chains[0])
+        i, j = (chains[0].names.index(site) for site in sites)
+        joint = self._consecutive(number, i) if i == j else self._together(number, i, j)
+        plates, (T, _, K, L) = self.variables[one].plates, joint.shape  # (T, B, K, K')
+        found = _over_plates(chains[0], joint.reshape(T, *chains[0].sizes, K * L))
+        found = Factor(one, found.term.movedim(0, -2).flatten(-2), found.dims[1:])
+        variable = Variable(sites[:1], torch.empty(T * K * L), plates)
+        return placed(self.graph.trace, variable, found).reshape(*plates, T, K, L)
 
     def _pair_outside(self, one: str, other: str) -> Tensor:
         graph, trace = self.graph, self.graph.trace
@@ -153,6 +150,47 @@ class Listed:
         joint = Factor(inner, found.flatten(-2), dims[:-1])
         variable = Variable([inner], torch.empty(K * L), plates)
         return placed(trace, variable, joint).reshape(*plates, K, L)
+
+    def _steps(self, number: int) -> Tensor:
+        """Returns the joint probabilities of a chain's latents at each step, (T, B, *K)."""
+        chain = self.graph.chains[number]
+        leaves = [x.detach().clone().requires_grad_() for x in (chain.first, chain.later)]
+        found = self._gradient(number, chain._replace(first=leaves[0], later=leaves[1]), leaves)
+        return torch.cat((found[0][None], found[1]))
+
+    def _together(self, number: int, i: int, j: int) -> Tensor:
+        """Returns the joint probabilities of two latents of a chain at each step, (T, B, K, K')."""
+        chain = self.graph.chains[number]
+        order = [k for group in chain.groups for k in group]
+        p = self._steps(number).flatten(2).unflatten(2, [chain.states[k] for k in order])
+        rest = [2 + n for n, k in enumerate(order) if k not in (i, j)]
+        p = p.sum(rest) if rest else p
+        return p if order.index(i) < order.index(j) else p.mT
+
+    def _consecutive(self, number: int, i: int) -> Tensor:
+        """Returns the joint probabilities of a latent at a step and the next, (T - 1, B, K, K)."""
+        chain = self.graph.chains[number]
+        m = next(m for m, group in enumerate(chain.groups) if i in group)
+        A = chain.moves[m].detach()
+        wide = A.expand(len(chain.later), len(chain.first), -1, -1).clone().requires_grad_()
+        moves = [wide if n == m else A for n, A in enumerate(chain.moves)]
+        (p,) = self._gradient(number, chain._replace(moves=moves), [wide])
+        if chain.known is not None:  # a masked step is uniform, whatever went before
+            before = self._steps(number)[:-1]
+            others = [2 + n for n in range(len(chain.groups)) if n != m]
+            before = before.sum(others) if others else before
+            alone = (before / p.shape[-1])[..., None].expand_as(p)
+            p = torch.where(chain.known[..., None, None], p, alone)
+        group = chain.groups[m]
+        states, n = [chain.states[k] for k in group], group.index(i)
+        p = p.flatten(2).unflatten(2, states + states)
+        rest = [2 + k for k in range(2 * len(group)) if k not in (n, len(group) + n)]
+        return p.sum(rest) if rest else p
+
+    def _gradient(self, number: int, chain: Chain, leaves: list[Tensor]) -> tuple[Tensor, ...]:
+        chains = [chain if n == number else c for n, c in enumerate(self.graph.chains)]
+        with torch.enable_grad():
+            return torch.autograd.grad(self.graph._replace(chains=chains).total()[0], leaves)
 
     def weights(self) -> list[Tensor]:
         """Returns the posterior probabilities that weigh the log-densities, ``graph.tensors()``."""
@@ -193,14 +231,7 @@ class Listed:
                 dims = "".join(sorted(graph.homes[symbol])) + symbol
                 zero = like.new_zeros([sizes[d] for d in dims]).requires_grad_()
                 unary[name] = Factor(name, zero, dims)
-        chains = [
-            c._replace(
-                first=c.first.detach().clone().requires_grad_(),
-                later=c.later.detach().clone().requires_grad_(),
-            )
-            for c in graph.chains
-        ]
-        return graph._replace(factors=[*graph.factors, *unary.values()], chains=chains), unary
+        return graph._replace(factors=[*graph.factors, *unary.values()]), unary
 
 
 def weighed(weights: Sequence[Tensor], tensors: Sequence[Tensor]) -> Tensor:
@@ -266,43 +297,6 @@ def _apart(chain: Chain, joint: Tensor) -> dict[str, Factor]:
             term = term.reshape(len(term), *chain.sizes, -1)
             found[chain.names[i]] = _over_plates(chain, term)
     return found
-
-
-def _together(chain: Chain, i: int, j: int) -> Tensor:
-    """Returns the joint probabilities of two latents of a loop at each step, (T, B, K, K')."""
-    p = _steps(chain)
-    p = p.reshape(*p.shape[:2], *(chain.states[k] for group in chain.groups for k in group))
-    order = [k for group in chain.groups for k in group]
-    rest = [2 + n for n, k in enumerate(order) if k not in (i, j)]
-    p = p.sum(rest) if rest else p
-    return p if order.index(i) < order.index(j) else p.mT
-
-
-def _consecutive(chain: Chain, i: int) -> Tensor:
-    """Returns the joint probabilities of a latent at a step and the next, (T - 1, B, K, K)."""
-    m = next(m for m, group in enumerate(chain.groups) if i in group)
-    size = (len(chain.later), len(chain.first), *chain.moves[m].shape[2:])
-    wide = chain.moves[m].detach().expand(size).clone().requires_grad_()
-    moves = [wide if n == m else A.detach() for n, A in enumerate(chain.moves)]
-    with torch.enable_grad():
-        total = chain._replace(moves=moves).total().term.sum()
-        (p,) = torch.autograd.grad(total, [wide])  # (T - 1, B, K, K)
-    if chain.known is not None:  # a masked step is uniform, whatever went before
-        before = _steps(chain)[:-1].movedim(2 + m, -1).flatten(2, -2).sum(2)
-        alone = before[..., None] / p.shape[-1]
-        p = torch.where(chain.known[..., None, None], p, alone.expand_as(p))
-    group = chain.groups[m]
-    states = [chain.states[k] for k in group]
-    p = p.reshape(*p.shape[:2], *states, *states)
-    n = group.index(i)
-    rest = [2 + k for k in range(2 * len(group)) if k not in (n, len(group) + n)]
-    return p.sum(rest) if rest else p
-
-
-def _steps(chain: Chain) -> Tensor:
-    """Returns the joint probabilities of each step, (T, B, *K)."""
-    found, _ = recursions.marginals(chain.first, chain.moves, chain.later, chain.known)
-    return found.detach().exp()
 
 
 def _over_plates(chain: Chain, term: Tensor) -> Factor:
