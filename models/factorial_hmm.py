@@ -20,6 +20,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pplvm.models.sequences import check_lengths, whole
+
 
 class FactorialHMM(nn.Module):
     """Creates a model of M chains with K states each.
@@ -54,6 +56,10 @@ class FactorialHMM(nn.Module):
             return dist.Bernoulli(logits=total).to_event(1)
         return dist.Normal(total, self.log_s.exp()).to_event(1)
 
+    def check_data(self, x: Tensor, lengths: Tensor) -> None:
+        """Raises a ``ValueError`` for lengths that x has not."""
+        check_lengths(x, lengths)
+
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Observes x and returns it; unconditioned, returns a dream, 0 beyond the lengths.
 
@@ -73,7 +79,4 @@ class FactorialHMM(nn.Module):
                     x_t = pyro.sample(f"x_{t}", self.emit(z), obs=seen)
                 if x_t is not seen:  # not observed, that is, but dreamt
                     dream.append(x_t)
-        if not dream:
-            return x
-        counted = torch.arange(T, device=x.device) < lengths[:, None]  # (N, T)
-        return torch.stack(dream, -2) * counted[..., None]
+        return whole(dream, x, lengths) if dream else x

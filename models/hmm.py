@@ -29,6 +29,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pplvm.models.sequences import check_lengths, whole
+
 EMISSIONS = ("categorical", "gaussian", "poisson", "bernoulli")
 
 
@@ -67,6 +69,10 @@ class HMM(nn.Module):
             return dist.Poisson(W.exp()).to_event(1)
         return dist.Bernoulli(logits=W).to_event(1)
 
+    def check_data(self, x: Tensor, lengths: Tensor) -> None:
+        """Raises a ``ValueError`` for lengths that x has not."""
+        check_lengths(x, lengths)
+
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Observes x and returns it; unconditioned, returns a dream, 0 beyond the lengths.
 
@@ -104,6 +110,10 @@ class NeuralHMM(nn.Module):
         self.transition = nn.Sequential(nn.Tanh(), nn.Linear(H, K))
         self.emission = nn.Sequential(nn.Tanh(), nn.Linear(H, D))
 
+    def check_data(self, x: Tensor, lengths: Tensor) -> None:
+        """Raises a ``ValueError`` for lengths that x has not."""
+        check_lengths(x, lengths)
+
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Observes x and returns it; unconditioned, returns a dream, 0 beyond the lengths.
 
@@ -127,10 +137,3 @@ class NeuralHMM(nn.Module):
                 if x_t is not seen:  # not observed, that is, but dreamt
                     dream.append(x_t)
         return whole(dream, x, lengths) if dream else x
-
-
-def whole(dream: list[Tensor], x: Tensor, lengths: Tensor) -> Tensor:
-    """Returns the T steps of a dream in the shape of x, 0 beyond the lengths."""
-    counted = torch.arange(len(dream), device=x.device) < lengths[:, None]  # (N, T)
-    counted = counted.reshape(counted.shape + (1,) * (x.ndim - 2))  # (N, T, 1) or (N, T)
-    return torch.stack(dream, 1 - x.ndim) * counted

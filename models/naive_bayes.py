@@ -38,7 +38,7 @@ class Counts(dist.TorchDistribution):
         logits: Of shape (*, D).
     """
 
-    arg_constraints = {"total": constraints.nonnegative_integer, "logits": constraints.real_vector}  # noqa: RUF012
+    arg_constraints = {"logits": constraints.real_vector}  # noqa: RUF012
     support = constraints.independent(constraints.nonnegative_integer, 1)
 
     def __init__(self, total: Tensor, logits: Tensor, validate_args: bool | None = None) -> None:

@@ -13,12 +13,15 @@ from torch import Tensor
 from pplvm import traces
 from pplvm.batches import as_tensors, check_data
 from pplvm.objectives import elbo
-from pplvm.parameters import Scope, closed_over, modules
+from pplvm.parameters import Scope, closed_over, module_of, modules
 from pplvm.traces import DATA, Site, distribution_name
 
 
 def check(model: Callable, guide: Callable | None, *data: Tensor) -> None:
     """Runs both programs once and raises a ``ValueError`` for the first breach of the contract.
+
+    A module that needs more of its data than its sites say has a method ``check_data``, which takes
+    them and raises.
 
     Args:
         model: The model.
@@ -26,6 +29,8 @@ def check(model: Callable, guide: Callable | None, *data: Tensor) -> None:
         data: The arguments of both, first axis N.
     """
     with torch.random.fork_rng(devices=[]), pyro.validation_enabled(True):
+        for program in (model, guide):
+            getattr(module_of(program), "check_data", _no_check)(*data)
         p = _run("model", model, *data)
         _check_use_of_plate("model", model, *data)
         _check_plates("model", p, *data)
@@ -56,6 +61,10 @@ def check(model: Callable, guide: Callable | None, *data: Tensor) -> None:
                 f"the model cannot run at the draws of the guide: {reason}; let both have "
                 "parameters of one dtype, and latents of one shape."
             ) from error
+
+
+def _no_check(*data: Tensor) -> None:
+    """Asks nothing of the data: what a program without ``check_data`` does."""
 
 
 def check_default_guide(model: Callable, minibatches: bool, *data: Tensor) -> None:

@@ -28,6 +28,7 @@ from zoo_discrete import (
     story,
 )
 
+import pplvm
 from pplvm.guides.factorial_hmm import MeanField
 from pplvm.models.factorial_hmm import FactorialHMM
 from pplvm.models.gaussian_mixture import BayesianGaussianMixture
@@ -340,3 +341,22 @@ def test_mean_field_wants_the_data_it_was_made_for():
 def test_other_choices_are_refused(build, message):
     with pytest.raises(ValueError, match=message + ".*, got '(normal|poisson)'"):
         build()
+
+
+@pytest.mark.parametrize("name", ["gaussian_hmm", "factorial_hmm", "neural_hmm"])
+@pytest.mark.parametrize("lengths", [[9, 1, 1, 1], [-1, 1, 1, 1], [1.5, 1, 1, 1], [[1]] * 4])
+def test_lengths_that_there_are_not_are_refused(name, lengths):
+    model, (x, _) = story(name), data_of(name)
+    lengths = torch.tensor(lengths)  # of four sequences
+    with pytest.raises(ValueError, match="'lengths'"):
+        pplvm.exact(model, x, lengths)
+
+
+def test_an_empty_sequence_says_nothing():
+    model, (x, lengths) = story("gaussian_hmm"), data_of("gaussian_hmm")
+    empty = lengths.clone()
+    empty[0] = 0
+    truth = pplvm.exact(model, x, empty)
+    assert truth.log_marginal[0] == 0.0
+    assert torch.allclose(truth.marginals["z"][0], torch.full_like(truth.marginals["z"][0], 1 / K))
+    assert torch.isfinite(truth.log_marginal).all()

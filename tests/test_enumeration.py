@@ -87,7 +87,8 @@ def alone(x):
     """One series, with no plate; the inputs of a step are the data of the one before."""
     z = 0
     for t in pyro.markov(range(1, len(x))):
-        z = pyro.sample(f"z{t}", dist.Categorical(A[z] + 0.1 * x[t - 1].abs()[..., None]))
+        p = A[z] + 0.1 * x[t - 1].abs()[..., None]
+        z = pyro.sample(f"z{t}", dist.Categorical(p / p.sum(-1, keepdim=True)))
         pyro.sample(f"x{t}", dist.Normal(MU[z] + 0.3 * x[t - 1], 1.0), obs=x[t])
     return x
 
@@ -559,6 +560,24 @@ def branching(x):
     return x
 
 
+def unnormalised(x):
+    """A matrix that was transposed: one of its rows sums to 1.05, none of the columns does."""
+    z = 0
+    with pyro.plate("data", len(x), dim=-1):
+        for t in pyro.markov(range(x.shape[1])):
+            z = pyro.sample(f"z_{t}", dist.Categorical(PI if t == 0 else A.T[z]))
+            pyro.sample(f"x_{t}", dist.Normal(MU[z], 1.0), obs=x[:, t])
+    return x
+
+
+def weights(x):
+    """Weights of a mixture that do not sum to one are torch's way to say proportions."""
+    with pyro.plate("data", len(x), dim=-1):
+        k = pyro.sample("k", dist.Categorical(torch.ones(3)))
+        pyro.sample("x", dist.Normal(MU[k], 1.0), obs=x[:, 0])
+    return x
+
+
 def impossible(x):
     with pyro.plate("data", len(x), dim=-1):
         k = pyro.sample("k", dist.Bernoulli(0.5))
@@ -588,6 +607,11 @@ def crowded(x):
         (mingled, X, "site 'x' has another log-density where the states"),
         (forgetful, X, "site 'z_2' has another log-density where the states"),
         (branching, X[:1], "site 'x' has another log-density where the states"),
+        (
+            unnormalised,
+            X,
+            "site 'z_1' .Categorical. has probabilities, in a row of its transitions",
+        ),
         (impossible, X, "log p.x. is -inf for 2 of 3 data, the first in row 1"),
         (endless, X, "site 'k' .Poisson. is discrete, with states that cannot be listed"),
         (
@@ -601,3 +625,8 @@ def crowded(x):
 def test_what_cannot_be_summed_is_refused(model, data, message):
     with pytest.raises(ValueError, match=message):
         pplvm.exact(model, data)
+
+
+def test_weights_of_a_mixture_need_not_sum_to_one():
+    want = dist.Normal(MU, 1.0).log_prob(X[:, :1]).logsumexp(-1) - math.log(3)
+    assert torch.allclose(pplvm.exact(weights, X).log_marginal, want)

@@ -1,7 +1,8 @@
 """A story at given continuous latents, as a graph of its discrete ones."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -13,6 +14,7 @@ from pplvm.traces.elimination import Factor, Step, eliminate
 from pplvm.traces.factors import factors_of
 from pplvm.traces.judging import disagreement
 from pplvm.traces.placements import MANY, NO_LOOPS, Plan, at, device_of, enumerated, plan
+from pplvm.traces.rows import RowError, check_rows
 from pplvm.traces.series import Loop, Series, UnevenError
 
 # Plain runs by which a story is judged: states that one of them draws may hide what is wrong.
@@ -67,14 +69,28 @@ def graph_of(model: Callable, latents: Plan, *data: Tensor, even: bool = False) 
     return _graph(model, latents, loops, *data)
 
 
-def _graph(model: Callable, latents: Plan, loops: object, *data: Tensor) -> Graph:
+def _graph(model: Callable, latents: Plan, loops: Any, *data: Tensor) -> Graph:
+    trace, factors, homes, found = _listed(model, latents, loops, *data)
+    chains, factors, homes = collapse(found, trace, factors, homes)
+    return Graph(factors, homes, chains, found, trace)
+
+
+def _listed(
+    model: Callable, latents: Plan, loops: Any, *data: Tensor
+) -> tuple[poutine.Trace, list[Factor], dict[str, frozenset[str]], list[Loop]]:
     values = {name: z.value for name, z in latents.continuous.items()}
     bounded = list(latents.discrete) if latents.num_joint_states > MANY else []
     trace = enumerated(model, values, latents.depth, *data, loops=loops, bounded=bounded)
     found = loops.loops if isinstance(loops, Series) else []
-    factors, homes = factors_of(trace, latents.depth, found)
-    chains, factors, homes = collapse(found, trace, factors, homes)
-    return Graph(factors, homes, chains, found, trace)
+    return trace, *factors_of(trace, latents.depth, found), found
+
+
+def _rows(
+    model: Callable, latents: Plan, even: bool, *data: Tensor
+) -> tuple[poutine.Trace, list[Factor], list[Loop]]:
+    loops = Series(device_of(data), worth=True) if even else NO_LOOPS
+    trace, factors, _, found = _listed(model, latents, loops, *data)
+    return trace, factors, found
 
 
 def loops_are_even(model: Callable, *data: Tensor) -> bool:
@@ -97,6 +113,10 @@ def loops_are_even(model: Callable, *data: Tensor) -> bool:
                 u = {name: torch.randn_like(z.u) for name, z in latents.continuous.items()}
                 latents = plan(model, *data, u=u, loops=loops[1])
                 wrong = _wrong(model, latents, loops[2], *data)
+                if wrong is None:
+                    check_rows(partial(_rows, model, latents, even, *data))
+            except RowError:
+                raise
             except _FAILURES:  # which say what they mean when it is run in earnest
                 wrong = None if not even else "a loop"
             if even and wrong is None:
@@ -117,17 +137,14 @@ _FAILURES = (
 )  # fmt: skip
 
 
-def _wrong(model: Callable, latents: Plan, loops: object, *data: Tensor) -> str | None:
-    values = {name: z.value for name, z in latents.continuous.items()}
-    bounded = list(latents.discrete) if latents.num_joint_states > MANY else []
-    trace = enumerated(model, values, latents.depth, *data, loops=loops, bounded=bounded)
-    found = loops.loops if isinstance(loops, Series) else []
+def _wrong(model: Callable, latents: Plan, loops: Any, *data: Tensor) -> str | None:
+    trace, factors, homes, found = _listed(model, latents, loops, *data)
     for loop in found:
         masks = [term.tensor for term in loop.masks.values()]
         if any(not torch.equal(masks[0], mask) for mask in masks[1:]):
             raise UnevenError("its latents have different masks")
-    factors, homes = factors_of(trace, latents.depth, found)
     collapse(found, trace, factors, homes)
+    values = {name: z.value for name, z in latents.continuous.items()}
     for _ in range(1 if found else _PLAIN_RUNS):  # a loop's many steps are runs enough
         wrong = disagreement(trace, at(model, values, *data), factors, found, latents.depth)
         if wrong is not None:

@@ -22,6 +22,7 @@ from pplvm.traces.elimination import Factor, align, check_size, multiply
 from pplvm.traces.enumeration import Variable, placed
 from pplvm.traces.factors import factors_of, time_of
 from pplvm.traces.placements import NO_LOOPS, device_of, enumerated, plan
+from pplvm.traces.rows import check_rows
 from pplvm.traces.series import Loop, Series
 from pplvm.traces.sites import PARTICLES
 
@@ -111,6 +112,8 @@ class Reader:
         random = torch.Generator().manual_seed(0)
         self.random = [torch.randint(len(x), (_CHECKED,), generator=random) for x in self.states]
         self.runs = [self._run(m) for m in range(len(self.names))]
+        for m in range(len(self.names)):
+            check_rows(lambda m=m: self._listing(m))
         self.touching: dict[str, Key] = {}
         for m, run in enumerate(self.runs):
             for f in run.factors:
@@ -180,6 +183,10 @@ class Reader:
         found = loops.loops if self.even else []
         factors, homes = factors_of(trace, depth + 1, found)
         return _Run(trace, factors, homes, found, trace.plate_to_symbol[PARTICLES])
+
+    def _listing(self, m: int) -> tuple[poutine.Trace, list[Factor], list[Loop]]:
+        run = self._run(m)
+        return run.trace, run.factors, run.loops
 
     def _chain(self, m: int) -> Chain:
         """Returns a block by itself, with what it alone touches."""
