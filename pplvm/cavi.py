@@ -229,12 +229,9 @@ class _Beside:
     def _listen(self, runs: list[dict[str, Tensor]]) -> Tensor:
         """Updates the discrete latents given the expected log-densities: what they sum to, ()."""
         tables = zip(*(self.discrete.tensors_at(values) for values in runs), strict=True)
-        fixed = [(sum(parts) / len(parts)).detach().requires_grad_() for parts in tables]
-        self.discrete = self.discrete.filled(fixed)
-        with torch.enable_grad():
-            total = self.discrete.graph.total()[0]
-            self.weights = torch.autograd.grad(total, fixed)
-        return total.detach()
+        self.discrete = self.discrete.filled([sum(parts) / len(parts) for parts in tables])
+        total, self.weights = self.discrete.weights()
+        return total
 
     def _joint(self, values: dict[str, Tensor]) -> Tensor:
         """Returns the joint log-density, (), in expectation over the discrete latents."""

@@ -20,7 +20,7 @@ __all__ = ["EM", "em"]
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,11 +77,13 @@ def em(
         raise ValueError("'model' has no parameter to learn: leave requires_grad on.")
     with moved(learned):
         even = traces.loops_are_even(model, *data)
+    listed = traces.Listed(model, *data, even=even)
     history, stopped = [], "num_steps"
     with pyro.validation_enabled(False):
         for _ in range(num_steps + 1):
-            listed = traces.Listed(model, *data, even=even)
-            history.append(listed.log_marginal().detach().sum().item())
+            listed = listed.again()
+            total, weights = listed.weights()
+            history.append(total.item())
             if not math.isfinite(history[-1]):
                 raise ValueError(
                     f"log p(x) is {history[-1]} after {len(history) - 1} steps: start from parameters "
@@ -91,26 +93,20 @@ def em(
                 stopped = "tolerance"
                 break
             if len(history) <= num_steps:
-                _maximise(model, learned, listed.weights(), num_inner, even, *data)
+                _maximise(listed, weights, learned, num_inner, N)
     settings = {"method": "EM", "num_steps": len(history) - 1, "stopped": stopped}
     return EM(model, tuple(history), settings, time.perf_counter() - start)
 
 
 def _maximise(
-    model: Callable,
-    learned: list[Tensor],
-    weights: list[Tensor],
-    num_inner: int,
-    even: bool,
-    *data: Tensor,
+    listed: traces.Listed, weights: list[Tensor], learned: list[Tensor], num_inner: int, N: int
 ) -> None:
     """Takes the M step, at weights of the E step."""
     optimizer = torch.optim.LBFGS(learned, max_iter=num_inner, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        expected = traces.weighed(weights, traces.Listed(model, *data, even=even).graph.tensors())
-        value = -expected / len(data[0])
+        value = -traces.weighed(weights, listed.again().graph.tensors()) / N
         value.backward()
         return value
 

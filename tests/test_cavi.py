@@ -286,9 +286,8 @@ def test_the_bound_is_what_draws_say(name):
         terms = [traces.log_joint(model, row, *data, per_datum=False).reshape(()) for row in rows]
     log_p = torch.stack(terms)
     # log q(z) = E log p(x, z, θ) - log Z, the expectation being over θ alone: by the same two points.
-    total = found.discrete.graph.total()[0]
-    weights, tables = found.discrete.weights(), found.discrete.graph.tensors()
-    entropy = total.detach() - traces.weighed(weights, tables).detach()
+    (total, weights), tables = found.discrete.weights(), found.discrete.graph.tensors()
+    entropy = total - traces.weighed(weights, tables).detach()
     estimate = log_p - log_q[:1000]
     mean, error = estimate.mean() + entropy, estimate.std() / len(estimate) ** 0.5
     assert abs(mean - found.elbo[-1]) < 4 * error

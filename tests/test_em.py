@@ -88,7 +88,7 @@ def test_the_gradient_of_the_expectation_is_that_of_log_p():
     x = clusters().reshape(6, 30, 2)[:, :5]
     model = HMM(3, 2, "gaussian").double()
     data = x, torch.tensor([5, 2, 1, 5, 3, 4])
-    weights = traces.Listed(model, *data).weights()
+    _, weights = traces.Listed(model, *data).weights()
     learned = list(model.parameters())
     got = torch.autograd.grad(
         traces.weighed(weights, traces.Listed(model, *data).graph.tensors()), learned

@@ -79,6 +79,12 @@ class Listed:
         found.graph = self.graph.filled(tensors)
         return found
 
+    def again(self) -> "Listed":
+        """Returns the same at the parameters that the story has by now."""
+        found = copy(self)
+        found.graph = self._graph_at(self.latents)
+        return found
+
     def tensors_at(self, values: dict[str, Tensor]) -> list[Tensor]:
         """Returns the log-densities at other continuous latents, with gradient."""
         latents = {
@@ -192,12 +198,12 @@ class Listed:
         with torch.enable_grad():
             return torch.autograd.grad(self.graph._replace(chains=chains).total()[0], leaves)
 
-    def weights(self) -> list[Tensor]:
-        """Returns the posterior probabilities that weigh the log-densities, ``graph.tensors()``."""
+    def weights(self) -> tuple[Tensor, list[Tensor]]:
+        """Returns the total, (), and the posterior probabilities that weigh ``graph.tensors()``."""
         fixed = [x.detach().clone().requires_grad_() for x in self.graph.tensors()]
         with torch.enable_grad():
             total = self.graph.filled(fixed).total()[0]
-            return list(torch.autograd.grad(total, fixed))
+            return total.detach(), list(torch.autograd.grad(total, fixed))
 
     def most_probable(self) -> dict[str, Tensor]:
         """Returns the jointly most probable states, (plates…, event…), in loops (plates…, T, event…)."""
