@@ -29,7 +29,8 @@ from zoo_discrete import (
 )
 
 import pplvm
-from pplvm.guides.factorial_hmm import MeanField
+from pplvm import traces
+from pplvm.guides.factorial_hmm import MeanField, StructuredMeanField
 from pplvm.models.factorial_hmm import FactorialHMM
 from pplvm.models.gaussian_mixture import BayesianGaussianMixture
 from pplvm.models.hmm import HMM
@@ -315,11 +316,31 @@ def test_mean_field_is_exact_where_states_are_independent():
     close(elbo, enumerated(model, x, lengths))
 
 
-def test_mean_field_wants_the_data_it_was_made_for():
-    guide, (x, lengths) = MeanField(N, T, M, K), data_of("factorial_hmm")
+def test_a_structured_guide_holds_what_coordinate_ascent_finds():
+    model, (x, lengths) = story("factorial_hmm"), data_of("factorial_hmm")
+    best = traces.Blocks(model, x, lengths, structured=True)
+    best.start(torch.Generator().manual_seed(0))
+    bounds = [best.sweep().item() for _ in range(200)]
+    guide = StructuredMeanField(N, T, M, K)
+    with torch.no_grad():
+        for m, block in enumerate(best.blocks):
+            guide.moves[m] = block.chain.moves[0][0, 0]
+            own = torch.cat((block.chain.first[None], block.chain.later))
+            guide.logits[:, :, m] = (own + best._seen(m)).movedim(0, 1)  # (N, T, K)
+    found = pplvm.exact(guide, x, lengths)
+    np.testing.assert_allclose(found.log_marginal, torch.zeros(N), atol=1e-12)
+    for name, p in best.marginals().items():
+        np.testing.assert_allclose(found.marginals[name], p.detach(), atol=1e-9)
+    elbo = -TraceEnum_ELBO(max_plate_nesting=1).loss(model, config_enumerate(guide), x, lengths)
+    assert elbo == pytest.approx(bounds[-1], rel=1e-9)
+
+
+@pytest.mark.parametrize("kind", [MeanField, StructuredMeanField])
+def test_mean_field_wants_the_data_it_was_made_for(kind):
+    guide, (x, lengths) = kind(N, T, M, K), data_of("factorial_hmm")
     for data in ((x[:2], lengths[:2]), (x[:, :2], lengths.clamp(max=2))):
         with pytest.raises(
-            ValueError, match=r"'num_data' and 'num_steps' of MeanField are 4 and 4"
+            ValueError, match=rf"'num_data' and 'num_steps' of {kind.__name__} are 4 and 4"
         ):
             guide(*data)
 
