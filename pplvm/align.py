@@ -2,12 +2,14 @@ r"""Label switching undone: the same component has the same number in every draw
 
 The posterior of a mixture is the same however its components are numbered, and so is that of the
 states of a hidden Markov model; chains number them as they please. Each draw s is renumbered by the
-permutation that brings it closest to a pivot, in units of the draws' own spread,
+permutation that brings it closest to a pivot,
 
-.. math:: \sigma_s = \arg\min_\sigma \sum_k \lVert \theta_{s, \sigma(k)} - \bar\theta_k \rVert^2,
+.. math:: \sigma_s = \arg\min_\sigma \sum_{k, f}
+    \left( \theta_{s, \sigma(k), f} - \bar\theta_{kf} \right)^2 / s_f^2,
 
 an assignment problem, solved by scipy. The pivot is first a draw and then, until nothing changes, the
-mean of the draws as renumbered.
+mean of the draws as renumbered; :math:`s_f` is first the spread of all components together and then
+that within them, so that what tells components apart counts most.
 
 References:
     | Dealing with label switching in mixture models (Stephens, 2000), section 4
@@ -58,20 +60,21 @@ def align(
     K = _num_components(draws, axes, labels)
     flat = {name: draws[name].flatten(0, 1) for name in (*axes, *labels)}  # (R, …)
     features = _features(flat, axes)  # (R, K, F)
-    spread = features.flatten(0, 1).std(0).clamp(min=1e-12)
+    spread = least = features.flatten(0, 1).std(0).clamp(min=1e-12)
     if reference is None:
         pivot, rounds = features[len(features) // 2], _MOST_ROUNDS
     else:
         _num_components(reference, axes, ())
-        theirs = {name: reference[name].flatten(0, 1) for name in axes}
-        pivot, rounds = _features(theirs, axes).mean(0), 1
+        theirs = _features({name: reference[name].flatten(0, 1) for name in axes}, axes)
+        pivot, spread, rounds = theirs.mean(0), _within(theirs, least), 1
     order = torch.arange(K).expand(len(features), K)
     for _ in range(rounds):
         found = _closest(features / spread, pivot / spread)  # (R, K)
-        if torch.equal(found, order) and reference is None:
+        if torch.equal(found, order) and spread is not least and reference is None:
             break
         order = found
-        pivot = features.gather(1, order[..., None].expand_as(features)).mean(0)
+        renumbered = features.gather(1, order[..., None].expand_as(features))
+        pivot, spread = renumbered.mean(0), _within(renumbered, least)
     values = dict(draws.values)
     for name, where in axes.items():
         values[name] = _permuted(flat[name], order, where).unflatten(0, draws.shape)
@@ -131,6 +134,14 @@ def _features(flat: Mapping[str, Tensor], axes: Mapping[str, tuple[int, ...]]) -
             x = x.diagonal(dim1=places[0], dim2=places[1]).movedim(-1, 1)
         rows.append(x.reshape(*x.shape[:2], -1))
     return torch.cat(rows, -1)
+
+
+def _within(features: Tensor, pooled: Tensor) -> Tensor:
+    """Returns the spread within components, (F,), of which a point has none to speak of."""
+    if len(features) == 1:
+        return pooled
+    within = features.var(0).mean(0).sqrt()
+    return torch.where(within > 1e-6 * pooled, within, pooled)
 
 
 def _closest(features: Tensor, pivot: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ from pplvm.draws import Draws
 from pplvm.enumeration import moments
 from pplvm.parameters import double_by_default, module_of
 
-_TRIED = 5  # steps of each start before the best of them goes on; arbitrary
+_TRIED = 5  # steps of each start before the better half of them goes on; arbitrary
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +106,7 @@ def cavi(
         structured: Whether a chain along time is one factor; otherwise each of its states is one.
             With continuous latents it always is.
         num_steps: The most steps, each of which updates every factor once.
-        num_starts: From how many draws of the prior to start, a few steps each; the best goes on.
+        num_starts: From how many states at random to start; the better half goes on, time and again.
         tolerance: It ends when the ELBO rises by less, in nats per datum.
         seed: Of the starts.
 
@@ -164,14 +164,24 @@ def _climb(
     climb: "_Beside | _Apart", num_steps: int, num_starts: int, least: float, seed: int
 ) -> list[float]:
     """Takes steps from the best start, and returns the ELBO after each."""
-    random, best, chosen = torch.Generator().manual_seed(mix(seed, 6)), -math.inf, None
+    random, running = torch.Generator().manual_seed(mix(seed, 6)), []
     for _ in range(num_starts if climb.many else 1):
         climb.start(random)
-        history = [climb.step() for _ in range(min(_TRIED, num_steps))]
-        if chosen is None or history[-1] > best:
-            best, chosen, kept = history[-1], climb.state(), history
-    climb.go_back(chosen)
-    history = kept
+        running.append((climb.state(), []))
+    tried = _TRIED
+    while True:  # the better half goes on for twice as many steps, until one is left
+        for n, (state, history) in enumerate(running):
+            climb.go_back(state)
+            for _ in range(min(tried, num_steps - len(history))):
+                if len(history) < 2 or history[-1] - history[-2] >= least:
+                    history.append(climb.step())
+            running[n] = climb.state(), history
+        running.sort(key=lambda run: math.inf if math.isnan(run[1][-1]) else -run[1][-1])
+        if len(running) == 1:
+            break
+        running, tried = running[: len(running) // 2], 2 * tried
+    climb.go_back(running[0][0])
+    history = running[0][1]
     while len(history) < num_steps and (len(history) < 2 or history[-1] - history[-2] >= least):
         history.append(climb.step())
         if not history[-1] >= history[-2] - 1e-8 * (1 + abs(history[-2])):
@@ -199,7 +209,9 @@ class _Beside:
         values = _values(self.model, self.coordinates.sites, seed, *self.data)
         self.factors = Factors(self.coordinates.families, {}, {}, self.coordinates.plates)
         self.points = {name: (x, x) for name, x in values.items()}
-        self._listen([values])
+        tables = self.discrete.tensors_at(values)
+        noise = [torch.randn(x.shape, generator=random, dtype=x.dtype) for x in tables]
+        _, self.weights = self.discrete.filled(noise).weights()  # states at random
         groups = grouped(self.coordinates.sites, self.coordinates.families, self._joint)
         self.coordinates = self.coordinates._replace(groups=groups)
 

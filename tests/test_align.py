@@ -38,6 +38,24 @@ def made(values: dict[str, Tensor], model=mixture) -> pplvm.Draws:
     return pplvm.Draws(values, plates, {}, model, (X,))
 
 
+@pytest.mark.parametrize("told", [False, True])
+def test_what_says_nothing_does_not_count(told):
+    """Means are far apart for what they vary, beside five numbers that are the same noise for all."""
+    random = torch.Generator().manual_seed(0)
+    mu = torch.tensor([-1.0, 1.0]) + 0.12 * torch.randn(2, 500, 2, generator=random)
+    noise = torch.randn(2, 500, 2, 5, generator=random)
+    order = torch.rand(2, 500, 2, generator=random).argsort(-1)
+    shuffled = {
+        "mu": mu.gather(2, order),
+        "tau": noise.gather(2, order[..., None].expand_as(noise)),
+    }
+    reference = made({"mu": mu, "tau": noise}) if told else None
+    got = pplvm.align(made(shuffled), {"mu": 0, "tau": 0}, reference=reference)
+    back = (got["mu"][0, 0] > 0).long()
+    assert torch.equal(got["mu"], mu[:, :, back])
+    assert torch.equal(got["tau"], noise[:, :, back])
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10**6), st.integers(2, 5), st.integers(1, 3))
 def test_known_permutations_are_undone(seed, K, D):

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import pytest
@@ -12,7 +13,7 @@ from scipy import stats as laws
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pplvm.traces import recursions
+from pplvm.traces import blockwise, recursions
 
 
 class Chain(NamedTuple):
@@ -81,6 +82,60 @@ def assert_close(got: Tensor, want: Tensor) -> None:
 @given(chains)
 def test_the_sum_over_paths(c):
     assert_close(recursions.log_normaliser(*c), paths(c)[1].logsumexp(0))
+
+
+@contextmanager
+def cut(always: bool):
+    """Cuts every chain of one state into blocks, or none."""
+    former = blockwise.pays
+    blockwise.pays = lambda later, moves: always and later.ndim == 3 and len(later) > 0
+    try:
+        yield
+    finally:
+        blockwise.pays = former
+
+
+@laws_of_chains
+@given(
+    st.builds(
+        chain,
+        seed=st.integers(0, 10**6),
+        T=st.integers(2, 12),
+        B=st.integers(1, 3),
+        Ks=st.sampled_from([(1,), (2,), (3,)]),
+        wide=st.tuples(st.booleans(), st.booleans()),
+        holes=st.sampled_from([0.0, 0.4]),
+        sparse=st.sampled_from([0.0, 0.0, 0.2]),
+    )
+)
+def test_blocks_are_the_steps_one_after_another(c):
+    leaves = [x.requires_grad_() for x in (c.first, c.later, *c.moves)]
+    found = []
+    for always in (False, True):
+        with cut(always):
+            z = recursions.log_normaliser(*c)
+            possible = ~z.isneginf()
+            total = (z[possible] * torch.arange(1, len(z) + 1)[possible]).sum()
+            found.append([z, recursions.marginals(*c)[0].exp()[:, possible]])
+            found[-1] += torch.autograd.grad(total, leaves, materialize_grads=True)
+    for steps, blocks in zip(*found, strict=True):
+        assert_close(blocks, steps)
+
+
+def test_long_chains_are_cut_and_big_ones_are_not():
+    def shape(T, B, K):
+        return blockwise.pays(torch.empty(T, B, K), [])
+
+    assert shape(10_000, 1, 4)
+    assert shape(1000, 10, 8)
+    assert not shape(128, 229, 16)
+    assert not shape(20, 1, 2)
+    assert not blockwise.pays(torch.empty(10_000, 1, 2, 2), [])
+    c = chain(0, 3000, 1, (3,), holes=0.1)
+    assert blockwise.pays(c.later, c.moves)
+    got = recursions.log_normaliser(*c)
+    with cut(False):
+        assert_close(got, recursions.log_normaliser(*c))
 
 
 @laws_of_chains

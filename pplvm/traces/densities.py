@@ -67,6 +67,8 @@ def draw(
     """
     if num_particles < 1:
         raise ValueError(f"'num_particles' should be at least 1, got {num_particles}.")
+    if guide is None:
+        raise ValueError("'guide' is None, from which nothing can be drawn: give a guide.")
     plate = _particles(model, guide, *data, num_particles=num_particles)
     with torch.set_grad_enabled(moving and torch.is_grad_enabled()), plate:
         trace = poutine.trace(guide).get_trace(*data)

@@ -111,6 +111,6 @@ def unlast(x: Tensor, m: int, shape: torch.Size) -> Tensor:
 
 
 def _matmul(rows: Tensor, factor: Tensor) -> Tensor:  # (B, rest, K), (B or 1, K, K)
-    if len(factor) > 1:
+    if len(factor) != 1:
         return rows @ factor
     return (rows.flatten(0, 1) @ factor[0]).unflatten(0, rows.shape[:2])

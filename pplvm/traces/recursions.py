@@ -10,7 +10,8 @@ The sum over i is then M products with one matrix each, O(M K^(M+1)) instead of 
 
 Products of exponentials are shifted by the largest summand of each row. Where even so one comes near
 underflow, which is looked for, all is done again by log-sum-exp: slower, and exact. The gradient is
-the backward recursion, of the same cost; it is all that is kept, T states, and no graph of steps.
+the backward recursion, of the same cost; it is all that is kept, T states, and no graph of steps. A few
+long chains are cut into blocks (:mod:`pplvm.traces.blockwise`).
 
 References:
     | A tutorial on hidden Markov models (Rabiner, 1989) https://doi.org/10.1109/5.18626
@@ -27,6 +28,7 @@ from math import log, prod
 import torch
 from torch import Tensor
 
+from pplvm.traces import blockwise
 from pplvm.traces.messages import Products, Sums, at, last, spread, unlast
 
 
@@ -132,18 +134,28 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     """Returns log Z (B,) and the messages alpha (T, B, *K), up to a constant for each step."""
     (first, later), tops = zip(*map(_lowered, (first[None], later)), strict=True)
-    alpha, safe = _filter(first[0], later, known, Products(moves))
-    if not safe:
-        alpha, _ = _filter(first[0], later, known, Sums(moves))
+    parts, in_blocks = (first[0], later, known), blockwise.pays(later, moves)
+    for kind in (Products, Sums):
+        if in_blocks:
+            alpha, safe = blockwise.forward(*parts, moves[0], kind, _filter)
+        else:
+            alpha, safe = _filter(*parts, kind(moves))
+        if safe:
+            break
     return alpha[-1].flatten(1).logsumexp(1) + torch.cat(tops).sum(0), alpha
 
 
 @torch.library.custom_op("pplvm::backward", mutates_args=())
 def _backward(moves: list[Tensor], later: Tensor, known: Tensor) -> Tensor:
     """Returns the messages beta (T, B, *K): the log-density of all later steps."""
-    beta, safe = _smooth(later, known, Products(moves))
-    if not safe:
-        beta, _ = _smooth(later, known, Sums(moves))
+    in_blocks = blockwise.pays(later, moves)
+    for kind in (Products, Sums):
+        if in_blocks:
+            beta, safe = blockwise.backward(later, known, moves[0], kind, _smooth)
+        else:
+            beta, safe = _smooth(later, known, kind(moves))
+        if safe:
+            break
     return beta
 
 
@@ -197,8 +209,12 @@ def _filter(
     return alpha, step.safe()
 
 
-def _smooth(later: Tensor, known: Tensor, step: "Products | Sums") -> tuple[Tensor, bool]:
+def _smooth(
+    later: Tensor, known: Tensor, step: "Products | Sums", end: Tensor | None = None
+) -> tuple[Tensor, bool]:
     beta = later.new_zeros(len(later) + 1, *later.shape[1:])
+    if end is not None:
+        beta[-1] = end
     for t, seen in reversed(list(enumerate(_where_any(known)))):
         moved = later[t] + beta[t + 1]
         for m in reversed(range(len(step.moves))):
