@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from pplvm import traces
 from pplvm.batches import Array, as_tensors, check_count, check_data
 from pplvm.contract import check
-from pplvm.parameters import moved
+from pplvm.parameters import double_by_default, moved
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,16 +70,18 @@ def em(
         raise ValueError(f"'model' should be a module with parameters, got {type(model).__name__}.")
     N = check_data(data)
     data = as_tensors(data, model)
-    model = copy.deepcopy(model)
     check(model, None, *data)
+    kinds = [p.dtype for p in model.parameters()]
+    model = copy.deepcopy(model).double()  # in float32 small steps would be lost
+    data = tuple(x.double() if x.is_floating_point() else x for x in data)
     learned = [p for p in model.parameters() if p.requires_grad]
     if not learned:
         raise ValueError("'model' has no parameter to learn: leave requires_grad on.")
-    with moved(learned):
-        even = traces.loops_are_even(model, *data)
-    listed = traces.Listed(model, *data, even=even)
     history, stopped = [], "num_steps"
-    with pyro.validation_enabled(False):
+    with double_by_default(), pyro.validation_enabled(False):
+        with moved(learned):
+            even = traces.loops_are_even(model, *data)
+        listed = traces.Listed(model, *data, even=even)
         for _ in range(num_steps + 1):
             listed = listed.again()
             total, weights = listed.weights()
@@ -94,6 +96,8 @@ def em(
                 break
             if len(history) <= num_steps:
                 _maximise(listed, weights, learned, num_inner, N)
+    for p, kind in zip(model.parameters(), kinds, strict=True):
+        p.data = p.data.to(kind)
     settings = {"method": "EM", "num_steps": len(history) - 1, "stopped": stopped}
     return EM(model, tuple(history), settings, time.perf_counter() - start)
 
