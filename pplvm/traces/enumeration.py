@@ -288,7 +288,9 @@ def _consecutive(chain: Chain, i: int) -> Tensor:
         total = chain._replace(moves=moves).total().term.sum()
         (p,) = torch.autograd.grad(total, [wide])  # (T - 1, B, K, K)
     if chain.known is not None:  # a masked step is uniform, whatever went before
-        before = _steps(chain)[:-1].movedim(2 + m, -1).flatten(2, -2).sum(2)
+        before = _steps(chain)[:-1]  # (T - 1, B, *K)
+        others = [2 + n for n in range(len(chain.groups)) if n != m]
+        before = before.sum(others) if others else before
         alone = before[..., None] / p.shape[-1]
         p = torch.where(chain.known[..., None, None], p, alone.expand_as(p))
     group = chain.groups[m]
