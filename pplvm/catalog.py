@@ -1,69 +1,201 @@
 """The shipped stories, each with its guides, its data and what can be asked of it."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+__all__ = ["STORIES", "Story"]
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
 from torch import nn
 
 from pplvm.batches import Array
 from pplvm.guides import factor_analysis as fa_guides
+from pplvm.guides import factorial_hmm as fhmm_guides
+from pplvm.guides.naive_bayes import NaiveBayesGuide
 from pplvm.guides.vae import VAEGuide
 from pplvm.models.factor_analysis import FactorAnalysis
+from pplvm.models.factorial_hmm import FactorialHMM
+from pplvm.models.gaussian_mixture import GaussianMixture
+from pplvm.models.hmm import HMM
+from pplvm.models.naive_bayes import NaiveBayes
 from pplvm.models.vae import VAE
 
-# Builds a model or guide for data x of shape (N, …) with L latent dims.
-Builder = Callable[[Array, int], nn.Module]
+Data = tuple[Array, ...]
+# Builds a model or guide for the arrays that a story takes, and a size: L latent dims or K states.
+Builder = Callable[[Data, int], nn.Module]
+
+NUM_CHAINS = 2  # M of the factorial story: more have no mean field in closed form for binary data
+
+
+# ---- what a story takes, from what a file or a data set holds; or one sentence ----
+
+
+def table(data: Data) -> Data:
+    """Returns one array of shape (N, …)."""
+    if len(data) != 1 or data[0].ndim < 2:
+        raise ValueError(f"takes one array of shape (N, …), got {_shapes(data)}")
+    return (_measured(data[0]),)
+
+
+def flat(data: Data) -> Data:
+    """Returns one array of shape (N, D): images become rows of pixels."""
+    (x,) = table(data)
+    return (x.reshape(len(x), -1),)
+
+
+def sequences(data: Data) -> Data:
+    """Returns sequences (N, T, D) and their lengths (N,), which are all T where there are none."""
+    if not 1 <= len(data) <= 2 or data[0].ndim != 3 or any(x.ndim != 1 for x in data[1:]):
+        raise ValueError(f"takes sequences (N, T, D) and lengths (N,), got {_shapes(data)}")
+    x = _measured(data[0])
+    N, T, _ = x.shape
+    lengths = torch.as_tensor(data[1]) if len(data) > 1 else torch.full((N,), T)
+    wrong = (lengths != lengths.long()) | (lengths < 1) | (lengths > T)  # (N,)
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"takes lengths that are whole numbers from 1 to {T}, got {lengths[row].item():g} in row "
+            f"{row}"
+        )
+    return x, lengths.long()
+
+
+def _measured(x: Array) -> Array:
+    """Returns numbers of any kind, as counts in a table, as measurements."""
+    return x.astype(np.float32) if isinstance(x, np.ndarray) and x.dtype.kind != "f" else x
+
+
+def _shapes(data: Data) -> str:
+    return ", ".join(str(tuple(x.shape)) for x in data)
+
+
+# ---- the stories ----
+
+
+def _near(data: Data, model: HMM | FactorialHMM, num_chains: int = 1) -> HMM | FactorialHMM:
+    """Moves the logits of all states to where the data are; states that start far away stay empty."""
+    x, lengths = (torch.as_tensor(part) for part in data)
+    counted = torch.arange(x.shape[1]) < lengths[:, None]  # (N, T)
+    mean = x[counted].float().mean(0).clamp(0.01, 0.99)  # (D,); arbitrary ends
+    with torch.no_grad():
+        model.W += mean.logit() / num_chains
+    return model
 
 
 @dataclass(frozen=True)
 class Story:
-    """A shipped story. The first of its guides is the default one."""
+    """A shipped story. The first of its guides is the default one, if it needs any."""
 
     summary: str
     data: str  # the name of its default data set
-    latent_dim: int  # a default
+    latent_dim: int  # a default: L, or K states
     model: Builder
-    guides: Mapping[str, Builder]
     methods: tuple[str, ...]  # what `pplvm compare` runs
     num_steps: int  # of a fit on the default data
-    batch_size: int | None
     lr: float
+    guides: Mapping[str, Builder] = field(default_factory=dict)
+    batch_size: int | None = None
+    summed_out: bool = False  # whether its latents are all discrete, so that no guide is needed
+    takes: Callable[[Data], Data] = table
 
 
 _FACTOR_GUIDES: dict[str, Builder] = {
-    "linear-gaussian": lambda x, L: fa_guides.LinearGaussian(x.shape[1], L),
-    "amortised-mean-field": lambda x, L: fa_guides.AmortisedMeanField(x.shape[1], L),
-    "mean-field": lambda x, L: fa_guides.MeanField(len(x), L),
+    "linear-gaussian": lambda data, L: fa_guides.LinearGaussian(data[0].shape[1], L),
+    "amortised-mean-field": lambda data, L: fa_guides.AmortisedMeanField(data[0].shape[1], L),
+    "mean-field": lambda data, L: fa_guides.MeanField(len(data[0]), L),
 }
 
 _FACTOR_ANALYSIS = Story(
     summary="z ~ N(0, I), x ~ N(Wz + mu, Psi) with Psi diagonal",
     data="digits",
     latent_dim=10,
-    model=lambda x, L: FactorAnalysis(x.shape[1], L),
+    model=lambda data, L: FactorAnalysis(data[0].shape[1], L),
     guides=_FACTOR_GUIDES,
     methods=("svi", "iwae", "wake-sleep", "reweighted-wake-sleep", "nuts", "exact"),
     num_steps=2500,
-    batch_size=None,
     lr=0.02,
+)
+
+_PPCA = replace(
+    _FACTOR_ANALYSIS,
+    summary="probabilistic PCA: factor analysis with one noise variance for all features",
+    model=lambda data, L: FactorAnalysis(data[0].shape[1], L, isotropic=True),
+)
+
+_VAE = Story(
+    summary="z ~ N(0, I), x ~ Bernoulli(decoder(z)): binary images",
+    data="binary-digits",
+    latent_dim=10,
+    model=lambda data, L: VAE(data[0].shape[1:], L),
+    guides={"encoder": lambda data, L: VAEGuide(data[0].shape[1:], L)},
+    methods=("svi", "iwae", "reweighted-wake-sleep"),
+    num_steps=3000,
+    batch_size=128,
+    lr=0.001,
+)
+
+_GAUSSIAN_MIXTURE = Story(
+    summary="k ~ Cat(pi), x ~ N(mu_k, diag(sigma_k^2)): clusters",
+    data="iris",
+    latent_dim=3,
+    model=lambda data, K: GaussianMixture(data[0].shape[1], K),
+    methods=("cavi", "exact"),
+    num_steps=1000,
+    lr=0.02,
+    summed_out=True,
+    takes=flat,
+)
+
+_NAIVE_BAYES = Story(
+    summary="k ~ Cat(pi), x_d ~ Bernoulli(p_kd): clusters of binary features",
+    data="binary-digits",
+    latent_dim=10,
+    model=lambda data, K: NaiveBayes(data[0].shape[1], K),
+    guides={"classifier": lambda data, K: NaiveBayesGuide(data[0].shape[1], K)},
+    methods=("wake-sleep", "reweighted-wake-sleep", "exact"),
+    num_steps=1500,
+    lr=0.02,
+    summed_out=True,
+    takes=flat,
+)
+
+_HMM = Story(
+    summary="z_t ~ Cat(A[z_t-1]), x_t ~ Bernoulli(p[z_t]): binary sequences",
+    data="small-chorales",
+    latent_dim=8,
+    model=lambda data, K: _near(data, HMM(K, data[0].shape[2], "bernoulli")),
+    methods=("cavi-apart", "exact"),
+    num_steps=1000,
+    lr=0.05,
+    summed_out=True,
+    takes=sequences,
+)
+
+_FACTORIAL_GUIDES: dict[str, Builder] = {
+    "amortised-mean-field": lambda data, K: fhmm_guides.AmortisedMeanField(
+        data[0].shape[2], NUM_CHAINS, K
+    ),
+    "mean-field": lambda data, K: fhmm_guides.MeanField(*data[0].shape[:2], NUM_CHAINS, K),
+}
+
+_FACTORIAL_HMM = replace(
+    _HMM,
+    summary=f"{NUM_CHAINS} hidden Markov chains apart, x_t ~ Bernoulli of the sum of their logits",
+    latent_dim=6,
+    model=lambda data, K: _near(
+        data, FactorialHMM(NUM_CHAINS, K, data[0].shape[2], "bernoulli"), NUM_CHAINS
+    ),
+    guides=_FACTORIAL_GUIDES,
+    methods=("cavi", "cavi-apart", "exact"),
 )
 
 STORIES = {
     "factor-analysis": _FACTOR_ANALYSIS,
-    "ppca": replace(
-        _FACTOR_ANALYSIS,
-        summary="probabilistic PCA: factor analysis with one noise variance for all features",
-        model=lambda x, L: FactorAnalysis(x.shape[1], L, isotropic=True),
-    ),
-    "vae": Story(
-        summary="z ~ N(0, I), x ~ Bernoulli(decoder(z)): binary images",
-        data="binary-digits",
-        latent_dim=10,
-        model=lambda x, L: VAE(x.shape[1:], L),
-        guides={"encoder": lambda x, L: VAEGuide(x.shape[1:], L)},
-        methods=("svi", "iwae", "reweighted-wake-sleep"),
-        num_steps=3000,
-        batch_size=128,
-        lr=0.001,
-    ),
+    "ppca": _PPCA,
+    "vae": _VAE,
+    "gaussian-mixture": _GAUSSIAN_MIXTURE,
+    "naive-bayes": _NAIVE_BAYES,
+    "hmm": _HMM,
+    "factorial-hmm": _FACTORIAL_HMM,
 }

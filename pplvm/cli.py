@@ -1,27 +1,19 @@
 """The command line: the same jobs for shipped stories and for a user's own file."""
 
-import functools
-import importlib.util
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated
 
-import cloudpickle
 import numpy as np
-import torch
 import typer
-from torch import nn
 
 import pplvm
 from pplvm import datasets
-from pplvm.batches import Array
 from pplvm.catalog import STORIES
 from pplvm.checkpoint import check_writable
-from pplvm.naming import nearest
-from pplvm.reading import read
+from pplvm.cli_job import Job
+from pplvm.naming import nearest, runs
 from pplvm.study import METHODS, OBJECTIVES, freeze, study
 
 app = typer.Typer(
@@ -42,7 +34,8 @@ Columns = Annotated[
 Standardise = Annotated[bool, typer.Option("--standardise", help="Bring columns to mean 0, sd 1.")]
 DropMissing = Annotated[bool, typer.Option("--drop-missing", help="Drop rows with missing values.")]
 LatentDim = Annotated[
-    int | None, typer.Option("--latent-dim", min=1, help="L, of a shipped story.")
+    int | None,
+    typer.Option("--latent-dim", min=1, help="Of a shipped story: L, or K states or components."),
 ]
 Steps = Annotated[int | None, typer.Option("--num-steps", min=1, help="Gradient steps of a fit.")]
 Rate = Annotated[float | None, typer.Option("--lr", help="Learning rate.")]
@@ -62,6 +55,7 @@ def list_(as_json: AsJson = False) -> None:
         name: {
             "summary": s.summary,
             "guides": list(s.guides),
+            "summed_out": s.summed_out,
             "data": s.data,
             "methods": list(s.methods),
         }
@@ -73,7 +67,8 @@ def list_(as_json: AsJson = False) -> None:
         return
     for name, story in stories.items():
         print(f"{name}: {story['summary']}")
-        print(f"    guides: {', '.join(story['guides'])}; data: {story['data']}")
+        none = ["none needed"] if story["summed_out"] else []
+        print(f"    guides: {', '.join(none + story['guides'])}; data: {story['data']}")
     print(f"data sets: {', '.join(datasets.DATASETS)}, or a file (.npz, .npy, .csv, .pt)")
     print(f"methods: {', '.join(METHODS)}")
 
@@ -85,9 +80,9 @@ def explain(
     objective: Annotated[str, typer.Option(help="Whose gradient estimators are meant.")] = "svi",
 ) -> None:  # fmt: skip
     """Show a story site by site: shape, plates, distribution, gradient estimator."""
-    job = _Job(story, guide, data, columns, standardise, drop_missing, latent_dim, seed=0)
+    job = Job(story, guide, data, columns, standardise, drop_missing, latent_dim, seed=0)
     chosen = nearest(objective, OBJECTIVES, "objective")
-    pplvm.explain(job.model, job.guide(job.data), *job.data, objective=chosen)
+    pplvm.explain(job.model, job.guide(), *job.data, objective=chosen)
 
 
 @app.command("fit")
@@ -103,11 +98,11 @@ def fit_(
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Learn a model and a guide."""
-    job = _Job(story, guide, data, columns, standardise, drop_missing, latent_dim, seed)
+    job = Job(story, guide, data, columns, standardise, drop_missing, latent_dim, seed)
     chosen = nearest(objective, OBJECTIVES, "objective")
     _check_out(save)
     fit = pplvm.fit(
-        job.model, job.guide(job.data), *job.data, objective=chosen,
+        job.model, job.guide(), *job.data, objective=chosen,
         num_steps=num_steps or job.num_steps, batch_size=batch_size or job.batch_size,
         lr=job.lr if lr is None else lr, seed=seed, device=device, checkpoint=checkpoint, resume=resume,
     )  # fmt: skip
@@ -139,19 +134,21 @@ def sample(
     fit: FitFile = None, num_warmup: Warmup = 500, num_samples: Samples = 1000, seed: Seed = 0,
     out: Annotated[Path, typer.Option(help="Where the draws go, .npz.")] = Path("draws.npz"),
 ) -> None:  # fmt: skip
-    """Draw the latents: from a saved fit's guide, or by NUTS at the model's parameters."""
-    job = _Job(story, guide, data, columns, standardise, drop_missing, latent_dim, seed)
+    """Draw the latents: from a saved fit, or exactly or by NUTS at the model's parameters."""
+    job = Job(story, guide, data, columns, standardise, drop_missing, latent_dim, seed)
     _check_out(out)
     if fit is not None:
-        loaded = pplvm.load(fit, job.model, job.guide(job.data), *job.data)
+        loaded = pplvm.load(fit, job.model, job.guide(), *job.data)
         draws = loaded.draws(num_draws=num_samples, seed=seed)
+    elif job.summed_out:  # a chain would have nothing to move
+        draws = pplvm.exact(job.model, *job.data).draws(num_samples, seed=seed)
     else:
         draws = pplvm.nuts(
             job.model, *job.data, num_warmup=num_warmup, num_samples=num_samples, seed=seed
         )
     _write_npz(out, {name: value.cpu().numpy() for name, value in draws.values.items()})
-    for name, value in draws.values.items():
-        print(f"{name}: {tuple(value.shape)} = (chains, draws, …)")
+    for name, names in runs({n: value.shape for n, value in draws.values.items()}).items():
+        print(f"{name}: {tuple(draws[names[0]].shape)} = (chains, draws, …)")
     print(f"wrote {out}")
 
 
@@ -166,7 +163,7 @@ def compare(
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Ask every method about the same latents at the same parameters, and print one table."""
-    job = _Job(story, guide, data, columns, standardise, drop_missing, latent_dim, seed)
+    job = Job(story, guide, data, columns, standardise, drop_missing, latent_dim, seed)
     _check_out(report)
     answers = study(
         job.model, job.guides, *job.data,
@@ -192,10 +189,10 @@ def report_(
     out: Annotated[Path, typer.Option(help="Where the report goes.")] = Path("report.html"),
 ) -> None:  # fmt: skip
     """Report on a saved fit, against the exact posterior where there is one."""
-    job = _Job(story, guide, data, columns, standardise, drop_missing, latent_dim, seed)
+    job = Job(story, guide, data, columns, standardise, drop_missing, latent_dim, seed)
     if fit is None:
         raise ValueError("'--fit' is missing: name a fit that `pplvm fit --save` wrote.")
-    loaded = pplvm.load(fit, job.model, job.guide(job.data), *job.data)
+    loaded = pplvm.load(fit, job.model, job.guide(), *job.data)
     answers = {loaded.settings["method"]: loaded}
     if "exact" in job.methods:
         answers["exact"] = pplvm.exact(freeze(loaded), *(x[:num_compared] for x in job.data))
@@ -221,105 +218,6 @@ def main() -> None:
 
 
 # ---- within ----
-
-
-class _Job:
-    """A story with its guides and data, as a command names them."""
-
-    def __init__(
-        self, story: str, guide: str | None, data: str | None, columns: str | None,
-        standardise: bool, drop_missing: bool, latent_dim: int | None, seed: int,
-    ) -> None:  # fmt: skip
-        own = ":" in story or story.endswith(".py")
-        entry = None if own else nearest(story, STORIES, "story")
-        if data is None and entry is None:
-            raise ValueError("'--data' is missing: a story of your own needs a file of data.")
-        self.data = _data(data or entry.data, columns, standardise, drop_missing)
-        torch.manual_seed(seed)
-        if entry is None:
-            self.model = _program(story, "model")
-            self.guides = {"AutoNormal": lambda data: None}
-            self.methods, self.num_steps, self.batch_size, self.lr = (
-                ("svi", "nuts"),
-                2000,
-                None,
-                0.02,
-            )
-        else:
-            L = latent_dim or entry.latent_dim
-            self.data = tuple(  # numbers of any kind, as counts in a table, are measurements here
-                x.astype(np.float32) if isinstance(x, np.ndarray) and x.dtype.kind != "f" else x
-                for x in self.data
-            )
-            self.model = self._built(story, entry.model, self.data, L)
-            self.guides = {
-                name: lambda data, build=build: self._built(story, build, data, L)
-                for name, build in entry.guides.items()
-            }
-            self.methods, self.num_steps = entry.methods, entry.num_steps
-            self.batch_size, self.lr = entry.batch_size, entry.lr
-        if guide is not None and ":" in guide:
-            self.guides = {guide: lambda data: _program(guide, "guide")}
-        elif guide is not None:
-            self.guides = {guide: nearest(guide, self.guides, "guide")}
-
-    def guide(self, data: tuple[Array, ...]) -> Callable | None:
-        """Builds the guide that was named, or the default one."""
-        return next(iter(self.guides.values()))(data)
-
-    @staticmethod
-    def _built(story: str, build: Callable, data: tuple[Array, ...], latent_dim: int) -> nn.Module:
-        if len(data) != 1 or data[0].ndim < 2:
-            shapes = ", ".join(str(tuple(x.shape)) for x in data)
-            raise ValueError(
-                f"'{story}' takes one array of shape (N, …), got {shapes}: choose with --columns."
-            )
-        return build(data[0], latent_dim)
-
-
-def _data(
-    name: str, columns: str | None, standardise: bool, drop_missing: bool
-) -> tuple[Array, ...]:
-    """Returns tensors of a named set, arrays of a file: a .npy stays on the disk."""
-    if "." not in name and "/" not in name:
-        if columns or standardise or drop_missing:
-            raise ValueError(
-                f"'--columns', '--standardise' and '--drop-missing' are for files, not for '{name}'."
-            )
-        return datasets.named(name)
-    return read(name, columns, standardise=standardise, drop_missing=drop_missing)
-
-
-def _program(where: str, role: str) -> Callable:
-    """Returns the function or module instance that ``file.py:name`` names."""
-    path, _, name = where.rpartition(":") if ":" in where else (where, ":", role)
-    if not Path(path).is_file() or not path.endswith(".py"):
-        raise ValueError(f"no Python file at '{path}': write file.py:{role}, your {role}'s path.")
-    programs = vars(_imported(str(Path(path).resolve())))
-    programs = {k: v for k, v in programs.items() if callable(v) and not k.startswith("_")}
-    program = nearest(name, programs, f"{role} in '{path}'")
-    try:
-        return program() if isinstance(program, type) else program
-    except TypeError as error:
-        raise ValueError(
-            f"'{name}' in '{path}' cannot be made without arguments ({error}): write "
-            f"{role} = {name}(…) in the file and name that."
-        ) from error
-
-
-@functools.cache  # a model and a guide of one file share what the file makes
-def _imported(path: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"pplvm_user_{Path(path).stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    cloudpickle.register_pickle_by_value(module)  # chains in other processes cannot import it
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        raise ValueError(
-            f"'{path}' fails when imported: {type(error).__name__}: {error}."
-        ) from error
-    return module
 
 
 def _write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:

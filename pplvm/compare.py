@@ -11,14 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pplvm import diagnostics, traces
+from pplvm import diagnostics, diagnostics_discrete, traces
 from pplvm.cavi import CAVI
 from pplvm.diagnostics import LEAST_ESS, MOST_KHAT, MOST_RHAT
+from pplvm.diagnostics_discrete import probabilities, total_variation
 from pplvm.draws import Draws
 from pplvm.fit import Fit
 from pplvm.likelihood import LogMarginal
 from pplvm.parameters import Bound, module_of
 from pplvm.table import Answer, Row, Table, Truth
+
+_DRAWN = 500  # where marginals are known, draws are for figures alone; arbitrary
 
 
 def compare(
@@ -32,10 +35,13 @@ def compare(
 
     The reference is the exact answer if there is one, else the longest run of NUTS whose chains
     are healthy. A fit is asked about the data of the other answers, whatever it was trained on.
+    Latents that are numbers are compared by means, sds and intervals; discrete ones, whose values
+    are labels, by the total variation between the probabilities of their states.
 
     Args:
         answers: Fits, draws and exact posteriors, by the names that the table is to show.
-        num_draws: The number of draws taken of fits and of exact posteriors.
+        num_draws: The number of draws taken of fits and of exact posteriors; fewer where the
+            probabilities of discrete latents are known without them.
         num_particles: The number of particles behind each fit's log p(x) and k̂.
         seed: Of these.
     """
@@ -57,10 +63,7 @@ def compare(
     rows = {n: _row(a, n, draws[n], weights.get(n), seed) for n, a in answers.items()}
     reference = _reference(answers, rows)
     if reference is not None:
-        rows = {
-            name: _against(row, draws[name], draws[reference], answers[reference])
-            for name, row in rows.items()
-        }
+        rows |= _against(rows, reference, answers, draws)
     return Table(tuple(rows.values()), reference, dict(answers), draws, weights, data)
 
 
@@ -78,10 +81,12 @@ def _row(answer: Fit, name: str, draws: Draws, weights: LogMarginal, seed: int) 
     bad = int((~(weights.khat <= MOST_KHAT)).sum())  # NaN is as bad
     if bad:
         worries.append(f"k̂ > {MOST_KHAT} for {bad} of {len(weights.khat)}: distrust log p(x)")
+    sites = traces.look(draws.model, *draws.data)
+    numbers = [name for name in draws.values if not sites[name].fn.support.is_discrete]
     dead, total = diagnostics.collapsed(draws)
     if dead:
         worries.append(f"posterior collapse: {dead} of {total} latent dims ignore the data")
-    point = bool((diagnostics.flatten(draws).double().std(1) == 0).any())
+    point = bool(numbers) and bool((diagnostics.flatten(draws, numbers).double().std(1) == 0).any())
     if point:
         worries.append("point estimate: no spread, so no log p(x)")
     units = _units(draws)
@@ -175,11 +180,37 @@ def _ill(row: Row) -> bool:
     return any(not worry.startswith("k̂") for worry in row.worries)
 
 
-def _against(row: Row, draws: Draws, reference: Draws, truth: Answer) -> Row:
-    """Adds to a row how far its draws are from those of the reference."""
-    if draws is reference:
-        return row
-    names = sorted(reference.values)
+def _against(
+    rows: Mapping[str, Row],
+    reference: str,
+    answers: Mapping[str, Answer],
+    draws: Mapping[str, Draws],
+) -> dict[str, Row]:
+    """Returns the rows of the others with how far they are from the reference: labels by TV."""
+    truth, true = answers[reference], draws[reference]
+    states = diagnostics_discrete.states(answers, draws)
+    numbers = sorted(true.values.keys() - states.keys())
+    p, counted = probabilities(truth, true, states), diagnostics_discrete.counts(true, states)
+    found = {}
+    for name, row in rows.items():
+        if draws[name] is true:
+            continue
+        if numbers:
+            row = _numbers_apart(row, numbers, draws[name], true, truth)
+        if states:
+            q = probabilities(answers[name], draws[name], states)
+            row = replace(row, total_variation=total_variation(q, p, counted))
+        if not _same_parameters(draws[name].model, true.model):
+            words = "learned parameters of its own: not the posterior of the reference"
+            row = replace(row, worries=(*row.worries, words))
+        found[name] = row
+    return found
+
+
+def _numbers_apart(
+    row: Row, names: list[str], draws: Draws, reference: Draws, truth: Answer
+) -> Row:
+    """Adds to a row how far its draws of these sites, which are numbers, are from the reference's."""
     own, true = (diagnostics.flatten(d, names).flatten(0, 1).double() for d in (draws, reference))
     low, high = (_quantiles(own, at) for at in ((0.25, 0.05), (0.75, 0.95)))  # (2, D)
     cover = ((true[:, None] >= low) & (true[:, None] <= high)).double().mean((0, 2))
@@ -195,8 +226,6 @@ def _against(row: Row, draws: Draws, reference: Draws, truth: Answer) -> Row:
     if not 0.8 <= typical <= 1.25:
         what = "small" if typical < 1 else "large"
         worries.append(f"sds too {what}: typically {typical:.0%} of the reference's")
-    if not _same_parameters(draws.model, reference.model):
-        worries.append("learned parameters of its own: not the posterior of the reference")
     return replace(
         row,
         mean_error=float(((own.mean(0) - mean) / sd).square().mean().sqrt()),
@@ -244,6 +273,8 @@ def _draws(answer: Answer, data: tuple[Tensor, ...], num_draws: int, seed: int) 
         return answer.draws(*data, num_draws=num_draws, seed=seed)
     if isinstance(answer, Draws):
         return answer
+    if getattr(answer, "marginals", None) and not getattr(answer, "posterior", None):
+        num_draws = min(num_draws, _DRAWN)
     return answer.draws(num_draws=num_draws, seed=seed)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pplvm import traces
 from pplvm.batches import as_tensors, check_data
+from pplvm.naming import runs
 from pplvm.objectives import elbo
 from pplvm.parameters import Scope, closed_over, module_of, modules
 from pplvm.traces import DATA, Site, distribution_name
@@ -143,6 +144,8 @@ def explain(
 ) -> None:
     """Prints a table of the sites: shape, plates, distribution, gradient estimator.
 
+    Sites of a loop that only differ in a number at the end are one row.
+
     Args:
         model: The model.
         guide: The guide, or None for the model alone.
@@ -153,7 +156,7 @@ def explain(
     data = as_tensors(data, model, guide)
     with Scope(0).parameters():  # what pyro.param declares here is forgotten again
         check(model, guide, *data)
-        rows = site_table(model, guide, *data, objective=objective)
+        rows = grouped(site_table(model, guide, *data, objective=objective))
     header = ("site", "kind", "shape", "plates", "model", "guide", "gradient")
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
     for row in (header, *rows):
@@ -165,7 +168,7 @@ def explain(
 def site_table(
     model: Callable, guide: Callable | None, *data: Tensor, objective: Callable = elbo
 ) -> list[tuple[str, ...]]:
-    """Returns the rows that :func:`explain` prints."""
+    """Returns the rows that :func:`explain` prints, one for each site."""
     with torch.random.fork_rng(devices=[]):
         p = traces.run(model, *data)
         q = traces.run(guide, *data) if guide is not None else {}
@@ -185,6 +188,12 @@ def site_table(
             )
         )
     return rows
+
+
+def grouped(rows: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Returns the rows of a site table with those of a loop in one, such as that of z_0 … z_31."""
+    rest = {row[0]: row[1:] for row in rows}
+    return [(label, *rest[names[0]]) for label, names in runs(rest).items()]
 
 
 def objective_parts(objective: Callable) -> tuple[Callable, dict[str, Any]]:

@@ -4,18 +4,21 @@ References:
     | Digits: Optical Recognition of Handwritten Digits (Alpaydin & Kaynak, 1998)
     | https://doi.org/10.24432/C50P49
 
+    | Iris: The use of multiple measurements in taxonomic problems (Fisher, 1936)
+    | https://doi.org/10.1111/j.1469-1809.1936.tb02137.x
+
     | MNIST: Gradient-based learning applied to document recognition (LeCun et al., 1998)
     | https://doi.org/10.1109/5.726791
 """
 
-__all__ = ["DATASETS", "binary_digits", "digits", "jsb", "mnist", "named", "small_chorales"]
+__all__ = ["DATASETS", "binary_digits", "digits", "iris", "jsb", "mnist", "named", "small_chorales"]
 
 import os
 from pathlib import Path
 
 import pooch
 import torch
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_digits, load_iris
 from torch import Tensor
 
 from pplvm.datasets_chorales import jsb, small_chorales
@@ -54,6 +57,17 @@ def binary_digits() -> Tensor:
     return (x > x.max() / 2).float()
 
 
+def iris() -> Tensor:
+    """Returns scikit-learn's iris flowers: (N, D) = (150, 4), each column of mean 0 and sd 1.
+
+    The columns are length and width of sepals, length and width of petals. The three species, fifty
+    flowers of each, take turns, so that the first rows are of all of them.
+    """
+    x = torch.from_numpy(load_iris().data).float()  # (N, 4), species by species
+    x = x.unflatten(0, (3, 50)).transpose(0, 1).flatten(0, 1)
+    return (x - x.mean(0)) / x.std(0, correction=0)
+
+
 def mnist(split: str = "train", binary: bool = True) -> Tensor:
     """Returns MNIST's images, (N, 28, 28): N = 60,000 to "train", 10,000 to "test".
 
@@ -87,6 +101,7 @@ def mnist(split: str = "train", binary: bool = True) -> Tensor:
 DATASETS = {
     "digits": digits,
     "binary-digits": binary_digits,
+    "iris": iris,
     "mnist": mnist,
     "jsb": jsb,
     "small-chorales": small_chorales,

@@ -24,7 +24,7 @@ from pplvm.training import History
 WIDTH = 10.0  # inches, of every figure
 RED = "#b00020"  # of what is not to be trusted
 # Okabe & Ito (2008), black kept for what is exact, and a few more.
-_PALETTE = (
+PALETTE = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F3C8D", "#8C6D31",
     "#6B6B6B", "#B8B000",
 )  # fmt: skip
@@ -48,7 +48,7 @@ def style() -> Iterator[None]:
 def colours(table: Table) -> dict[str, str]:
     """Returns one colour for each answer; black is for the exact."""
     inexact = [name for name, answer in table.answers.items() if not isinstance(answer, Truth)]
-    found = dict(zip(inexact, itertools.cycle(_PALETTE), strict=False))
+    found = dict(zip(inexact, itertools.cycle(PALETTE), strict=False))
     return {name: found.get(name, "black") for name in table.answers}
 
 

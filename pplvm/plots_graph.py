@@ -7,7 +7,6 @@ same plates stand in columns of their own, so that no box holds a node that is n
 __all__ = ["Node", "graph", "nodes"]
 
 import itertools
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -19,10 +18,10 @@ from pyro.infer.inspect import get_model_relations
 from torch import Tensor
 
 from pplvm import traces
+from pplvm.naming import runs
 
 _ROW, _HALF = 1.4, 0.36  # inches between rows, and of half a node
 _BENDS = (0.0, 0.15, -0.15, 0.25, -0.25, 0.4, -0.4, 0.6, -0.6)
-_RUN = 4  # sites that only differ in a number at the end are drawn as one from so many on
 
 
 class Node(NamedTuple):
@@ -47,22 +46,16 @@ def nodes(model: Callable, *data: Tensor) -> tuple[dict[str, Node], str]:
         parents, reason = _parents(model, data), ""
     except Exception as error:  # provenance goes through whatever code a story is made of
         parents, reason = {}, f"{type(error).__name__}: {error}".strip().splitlines()[0]
-    stems: dict[tuple, list[str]] = {}
-    for name, site in sites.items():
-        stem = re.sub(r"[_.\[]?\d+\]?$", "", name)
-        key = (stem, site.kind, tuple((n, size) for n, size, _ in site.plates))
-        stems.setdefault(key, []).append(name)
-    owner, members = {}, {}
-    for names in stems.values():
-        for run in [names] if len(names) >= _RUN else [[name] for name in names]:
-            owner |= dict.fromkeys(run, run[0])
-            members[run[0]] = run
+    groups = runs(
+        {n: (s.kind, tuple((p, size) for p, size, _ in s.plates)) for n, s in sites.items()}
+    )
+    owner = {name: run[0] for run in groups.values() for name in run}
     found = {}
-    for name in (name for name in sites if name in members):
-        run, site = members[name], sites[name]
+    for label, run in groups.items():
+        name, site = run[0], sites[run[0]]
         above = {owner[p] for one in run for p in parents.get(one, ()) if p in owner}
         found[name] = Node(
-            label=name if len(run) == 1 else f"{name} … {run[-1]}",
+            label=label,
             kind=site.kind,
             distribution="" if site.kind == "deterministic" else traces.distribution_name(site.fn),
             plates=tuple((n, size) for n, size, _ in site.plates),

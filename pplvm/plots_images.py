@@ -79,7 +79,7 @@ def gallery(table: Table, found: Images, num_images: int = 12) -> Figure:
     return figure
 
 
-_LABELS = 2.4  # inches to the left of the images
+_LABELS = 2.7  # inches to the left of the images
 
 
 def _strip(values: Tensor, shape: tuple[int, int]) -> Tensor:

@@ -3,7 +3,7 @@
 A figure is one that no backend knows of.
 """
 
-__all__ = ["Scalar", "overlays", "scalars"]
+__all__ = ["Scalar", "is_label", "overlays", "scalars"]
 
 import itertools
 import math
@@ -56,6 +56,12 @@ def scalars(table: Table, most: int = 6) -> list[Scalar]:
     ]
     chosen = list(dict.fromkeys([*worst, *turns]))[:most]
     return sorted(chosen, key=lambda s: (list(shapes).index(s.site), s.index))
+
+
+def is_label(table: Table, scalar: Scalar) -> bool:
+    """Returns whether a number is a discrete latent's, so that it stands for a state."""
+    sites = traces.look(next(iter(table.draws.values())).model, *table.data)
+    return bool(sites[scalar.site].fn.support.is_discrete)
 
 
 def _parse(name: str) -> Scalar:

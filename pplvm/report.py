@@ -21,13 +21,15 @@ from pplvm import (
     plots_graph,
     plots_images,
     plots_mcmc,
+    plots_mixtures,
     plots_posteriors,
+    plots_sequences,
     report_facts,
 )
-from pplvm.contract import site_table
+from pplvm.contract import grouped, site_table
 from pplvm.draws import Draws
 from pplvm.fit import Fit
-from pplvm.table import LEGEND, Table
+from pplvm.table import Table
 
 
 class Picture(NamedTuple):
@@ -96,9 +98,9 @@ def _html(table: Table) -> str:
         data=[f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}" for x in table.data],
         table=table,
         cells=table.cells(),
-        legend=LEGEND,
+        legend=table.legend(),
         colours=plots.colours(table),
-        sites=site_table(first.model, None, *table.data),
+        sites=grouped(site_table(first.model, None, *table.data)),
         guides=report_facts.guides(table),
         settings=report_facts.settings(table),
         versions=report_facts.versions(),
@@ -128,7 +130,8 @@ _KHAT = (
     "those of an exact proposal or of a single point, or that take few values, have no tail to fit."
 )
 _OVERLAYS = (
-    "Marginal posteriors, by kernel density estimates of draws; black is exact, shaded the "
+    "Marginal posteriors, by kernel density estimates of draws, or shares of them where a latent is "
+    "discrete; black is exact, shaded the "
     "reference. Guides that minimise KL(q\u00a0‖\u00a0p) tend to be too narrow; wake-sleep tends to "
     "be too wide."
 )
@@ -137,23 +140,40 @@ _IMAGES = (
     "First row: data. Reconstructions: the mean of what the model predicts at draws of the latents "
     "given the data. Samples: drawn from the model alone, not their means."
 )
+_SEQUENCES = (
+    "Above: what was observed, features that ever differ from 0 against time. Below: the probability "
+    "of every state at every step by each answer, white 0 and dark 1, with the most probable state of "
+    "each step as a dot. The red line is the jointly most probable path, where an exact answer knows "
+    "it; states are numbered from the top."
+)
+_STATES = (
+    "What is observed in each state, averaged over all data and weighed by the probabilities of the "
+    "first answer above, beside the state's share of all steps; and, where the answer is exact, the "
+    "expected moves from state to state, each row summing to 1."
+)
+_AXES = (
+    "The data along their first two principal axes, coloured by the most probable component; circled "
+    "are those whose component is less than 95 % sure."
+)
+_RESPONSIBILITIES = "The probability of each component for the first data, white 0 and dark 1."
+_COMPONENTS = (
+    "What is observed in each component, averaged over the data and weighed by the probabilities of "
+    "the first answer above, with the component's share of the data."
+)
 
 
 def _sections(table: Table) -> Iterator[Section]:
     yield Section("learning", "Learning", list(_learning(table)))
-    chosen = plots_posteriors.scalars(table)
-    yield Section(
-        "posteriors",
-        "Posteriors",
-        [
-            _picture(
-                "Posteriors over each other",
-                _OVERLAYS,
-                lambda: plots_posteriors.overlays(table, chosen),
-            ),
-            _picture("All answers", _FOREST, lambda: plots_mcmc.forest(table, chosen)),
-        ],
-    )
+    chosen, series = plots_posteriors.scalars(table), plots_sequences.sequences(table)
+    clusters = plots_mixtures.mixture(table)
+    numbers = [scalar for scalar in chosen if not plots_posteriors.is_label(table, scalar)]
+    if numbers or (series is None and clusters is None):  # labels have figures of their own
+        pictures = list(_posteriors(table, chosen, numbers))
+        yield Section("posteriors", "Posteriors", pictures)
+    if series is not None:
+        yield Section("sequences", "Sequences", list(_sequences(table, series)))
+    if clusters is not None:
+        yield Section("components", "Components", list(_components(table, clusters)))
     found = plots_images.images(table)
     if found is not None:
         draw = _picture("Images", _IMAGES, lambda: plots_images.gallery(table, found))
@@ -168,6 +188,31 @@ def _learning(table: Table) -> Iterator[Picture]:
     if any(isinstance(answer, Fit) for answer in table.answers.values()):
         yield _picture("Learning curves", _CURVES, lambda: plots.learning_curves(table))
         yield _picture("Importance weights", _KHAT, lambda: plots.importance_khat(table))
+
+
+def _posteriors(
+    table: Table, chosen: list[plots_posteriors.Scalar], numbers: list[plots_posteriors.Scalar]
+) -> Iterator[Picture]:
+    yield _picture(
+        "Posteriors over each other", _OVERLAYS, lambda: plots_posteriors.overlays(table, chosen)
+    )
+    if numbers:  # labels have no means and no intervals
+        yield _picture("All answers", _FOREST, lambda: plots_mcmc.forest(table, numbers))
+
+
+def _sequences(table: Table, series: plots_sequences.Sequences) -> Iterator[Picture]:
+    draw = plots_sequences.posteriors
+    yield _picture("States along time", _SEQUENCES, lambda: draw(table, series))
+    yield _picture("States", _STATES, lambda: plots_sequences.summary(table, series))
+
+
+def _components(table: Table, clusters: plots_mixtures.Mixture) -> Iterator[Picture]:
+    if clusters.x.shape[1] > 1:
+        yield _picture("Principal axes", _AXES, lambda: plots_mixtures.axes_of_data(clusters))
+    draw = plots_mixtures.responsibilities
+    yield _picture("Responsibilities", _RESPONSIBILITIES, lambda: draw(clusters))
+    if clusters.x.shape[1] > 1:
+        yield _picture("Means", _COMPONENTS, lambda: plots_mixtures.components(table, clusters))
 
 
 def _chains(draws: Draws, chosen: list[plots_posteriors.Scalar]) -> Iterator[Picture]:

@@ -10,7 +10,7 @@ from importlib.metadata import version
 
 from pyro.infer.autoguide import AutoGuide
 
-from pplvm.contract import site_table
+from pplvm.contract import grouped, site_table
 from pplvm.fit import Fit
 from pplvm.parameters import module_of
 from pplvm.table import Table
@@ -54,7 +54,8 @@ def guides(table: Table) -> list[tuple[str, str, str, str]]:
             auto = module_of(fit.guide)
             if isinstance(auto, AutoGuide):  # whose own sites are Deltas at transformed draws
                 sites = [(*site[:5], type(auto).__name__, site[6]) for site in sites]
-            rows += [(name, site[0], *site[5:]) for site in sites if site[1] == "latent"]
+            latents = [site for site in sites if site[1] == "latent"]
+            rows += [(name, site[0], *site[5:]) for site in grouped(latents)]
     return rows
 
 

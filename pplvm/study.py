@@ -1,9 +1,9 @@
 """One story, every method: the parameters are learned once, then each method is asked about z."""
 
-__all__ = ["METHODS", "study"]
+__all__ = ["METHODS", "OBJECTIVES", "all_summed_out", "freeze", "study"]
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -11,12 +11,13 @@ from torch import Tensor
 
 from pplvm import traces
 from pplvm.batches import Array, as_tensors
+from pplvm.cavi import cavi
 from pplvm.exact import exact
 from pplvm.fit import Fit, fit
 from pplvm.mcmc import nuts
 from pplvm.naming import nearest
 from pplvm.objectives import elbo, iwae, reweighted_wake_sleep, wake_sleep
-from pplvm.parameters import Bound, module_of
+from pplvm.parameters import Bound, Scope, module_of
 from pplvm.table import Answer
 
 OBJECTIVES = {
@@ -25,7 +26,7 @@ OBJECTIVES = {
     "wake-sleep": wake_sleep,
     "reweighted-wake-sleep": partial(reweighted_wake_sleep, num_particles=16),
 }
-METHODS = (*OBJECTIVES, "nuts", "exact")
+METHODS = (*OBJECTIVES, "nuts", "cavi", "cavi-apart", "exact")
 
 
 def study(
@@ -47,14 +48,16 @@ def study(
 
     A latent variable model is identified only up to symmetries of its latents (factors rotate),
     so answers with parameters of their own could not be compared. They are therefore learned
-    first, by SVI with the first guide on all data, and held fixed from there on. SVI is then
-    asked with every guide, other objectives with the first.
+    first, by SVI with the first guide on all data, and held fixed from there on; a story whose
+    latents are all discrete learns them without a guide, its latents summed out. SVI is then asked
+    with every guide, other objectives with the first.
 
     Args:
         model: The story.
         guides: By name, each a function from the data to a guide, or to None for AutoNormal.
         data: The arguments of the story, first axis N; memory maps are read by minibatch.
-        methods: Some of "svi", "iwae", "wake-sleep", "reweighted-wake-sleep", "nuts", "exact".
+        methods: Some of "svi", "iwae", "wake-sleep", "reweighted-wake-sleep", "nuts", "cavi",
+            "cavi-apart" (no chain along time is one factor), "exact".
         num_compared: The methods are asked about so many of the first data, where each has
             latents of its own.
         num_steps: The number of steps of each fit.
@@ -65,41 +68,62 @@ def study(
         seed: Of everything.
         progress: Whether to show bars; by default on a terminal.
         announce: Called with a line before each method.
+
+    Raises:
+        ValueError: if there is no such method, or one that needs a guide where there is none.
     """
     for method in methods:
         nearest(method, dict.fromkeys(METHODS), "method")
     run = partial(
         fit, num_steps=num_steps, lr=lr, scheduler=_cosine(num_steps), seed=seed, progress=progress
     )
-    default, few = next(iter(guides)), as_tensors([x[:num_compared] for x in data], model)
+    few = as_tensors([x[:num_compared] for x in data], model)
+    guides = _guides(model, guides, methods, data, few)
     if _learns(model, *few):
-        announce(f"parameters: SVI, {default} guide, {len(data[0])} data")
-        learned = run(model, guides[default](data), *data, batch_size=batch_size)
-        model = freeze(learned)
+        how, guide = "latents summed out", None
+        if not all_summed_out(model, *few):
+            default = next(iter(guides))
+            how, guide = f"SVI, {default} guide", guides[default](data)
+        announce(f"parameters: {how}, {len(data[0])} data")
+        model = freeze(run(model, guide, *data, batch_size=batch_size))
     sites = traces.look(model, *few).values()
     local = any(traces.in_data_plate(site) for site in sites if site.kind == "latent")
     data = few if local else as_tensors(data, model)
+    chains = {"num_warmup": num_warmup, "num_samples": num_samples, "progress": progress}
     answers: dict[str, Answer] = {}
     for method in methods:
-        if method == "nuts":
-            announce("NUTS")
-            answers["NUTS"] = nuts(
-                model,
-                *data,
-                num_warmup=num_warmup,
-                num_samples=num_samples,
-                seed=seed,
-                progress=progress,
-            )
-        elif method == "exact":
-            announce("exact")
-            answers["exact"] = exact(model, *data)
-        else:
-            for name in guides if method == "svi" else [default]:
-                label = f"SVI, {name}" if method == "svi" else method
-                announce(label)
-                answers[label] = run(model, guides[name](data), *data, objective=OBJECTIVES[method])
+        for label, ask in _questions(method, guides, run, partial(nuts, seed=seed, **chains), seed):
+            announce(label)
+            answers[label] = ask(model, data)
     return answers
+
+
+def _questions(
+    method: str, guides: Mapping[str, Callable], run: Callable, sample: Callable, seed: int
+) -> Iterator[tuple[str, Callable[[Callable, tuple[Tensor, ...]], Answer]]]:
+    """Yields what the answers of a method are called, and how to get each."""
+    if method == "nuts":
+        yield "NUTS", lambda model, data: sample(model, *data)
+    elif method == "cavi":
+        yield "CAVI", lambda model, data: cavi(model, *data, seed=seed)
+    elif method == "cavi-apart":
+        ask = partial(cavi, structured=False, seed=seed)
+        yield "CAVI, every state apart", lambda model, data: ask(model, *data)
+    elif method == "exact":
+        yield "exact", lambda model, data: exact(model, *data)
+    else:
+        ask = partial(run, objective=OBJECTIVES[method])
+        for name in guides if method == "svi" else list(guides)[:1]:
+            label = f"SVI, {name}" if method == "svi" else method
+            yield label, lambda model, data, name=name: ask(model, guides[name](data), *data)
+
+
+def all_summed_out(model: Callable, *data: Tensor) -> bool:
+    """Returns whether a story's latents are all discrete, with states that can be listed."""
+    with Scope(0).parameters():  # what pyro.param declares here is forgotten again
+        sites = traces.look(model, *data).values()
+        latents = {site.name for site in sites if site.kind == "latent"}
+        return bool(latents) and latents == traces.discrete_latents(model, *data)
 
 
 def freeze(learned: Fit) -> Callable:
@@ -111,6 +135,26 @@ def freeze(learned: Fit) -> Callable:
     if isinstance(model, Bound):
         model.frozen = True
     return model
+
+
+def _guides(
+    model: Callable,
+    guides: Mapping[str, Callable],
+    methods: Sequence[str],
+    data: tuple[Array, ...],
+    few: tuple[Tensor, ...],
+) -> dict[str, Callable]:
+    """Returns the guides that have a latent to sample, which methods that need one must find."""
+    if not all_summed_out(model, *few):
+        return dict(guides)
+    found = {name: build for name, build in guides.items() if build(data) is not None}
+    for method in methods:
+        if method in OBJECTIVES and not found:
+            raise ValueError(
+                f"method '{method}' needs a guide, but the latents are all discrete and are summed out "
+                "where there is none: give a guide that samples them, or ask 'exact'."
+            )
+    return found
 
 
 def _learns(model: Callable, *data: Tensor) -> bool:

@@ -34,6 +34,7 @@ def folder(tmp_path: Path) -> Path:
     random = np.random.default_rng(0)
     np.save(tmp_path / "x.npy", random.normal(3.0, 1.0, 50))
     np.savez(tmp_path / "table.npz", x=random.normal(size=(60, 5)))
+    np.savez(tmp_path / "long.npz", x=np.ones((2, 4, 3)), lengths=np.array([4, 5]))
     header = "a,b,c\n"
     rows = "\n".join(",".join(f"{v:.3f}" for v in row) for row in random.normal(size=(40, 3)))
     (tmp_path / "table.csv").write_text(header + rows + "\n")
@@ -56,6 +57,7 @@ def test_list_names_what_there_is(folder):
     assert "factor-analysis" in fine(folder, "list")
     held = json.loads(fine(folder, "list", "--json"))
     assert held["stories"]["vae"]["guides"] == ["encoder"]
+    assert held["stories"]["hmm"]["summed_out"]
 
 
 def test_explain_shows_every_site(folder):
@@ -64,6 +66,11 @@ def test_explain_shows_every_site(folder):
     assert "data 50" in out
     assert "KL in closed form" in out
     assert "MultivariateNormal" in fine(folder, "explain", "factor-analysis")
+
+
+def test_sites_of_a_loop_are_one_line(folder):
+    lines = fine(folder, "explain", "hmm").splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["site", "z_0 … z_31", "x_0 … x_31"]
 
 
 def test_a_fit_is_saved_sampled_and_reported(folder):
@@ -112,6 +119,42 @@ def test_a_table_of_a_shipped_story_is_printed(folder):
     assert "wrote r.html" in out
 
 
+SIZES = ("--num-compared", "8", "--num-steps", "20")
+DISCRETE = {  # what to ask, and what the table and the report must have
+    "gaussian-mixture": ((), "CAVI", "Responsibilities"),
+    "naive-bayes": (("--methods", "reweighted-wake-sleep,exact"), "reweighted-wake-sleep", "Means"),
+    "hmm": (("--data", "rolls.npz"), "CAVI, every state apart", "States along time"),
+    "factorial-hmm": (("--data", "rolls.npz", "--latent-dim", "2"), "CAVI", "States along time"),
+}
+
+
+@pytest.mark.parametrize("story", DISCRETE)
+def test_discrete_stories_are_compared_by_their_probabilities(folder, story):
+    options, answer, title = DISCRETE[story]
+    random = np.random.default_rng(1)
+    rolls = random.integers(0, 2, (9, 5, 6))
+    np.savez(folder / "rolls.npz", x=rolls, lengths=random.integers(2, 6, 9))
+    out = fine(folder, "compare", story, *SIZES, *options, "--report", "r.html", "--json")
+    table = json.loads(out)
+    rows = {row["name"]: row for row in table["rows"]}
+    assert table["reference"] == "exact"
+    assert 0 <= rows[answer]["total_variation"] <= 1
+    assert rows[answer]["mean_error"] is None
+    html = (folder / "r.html").read_text()
+    assert f'alt="{title}"' in html
+    assert "failed" not in html
+
+
+def test_sequences_without_lengths_are_whole(folder):
+    np.save(folder / "rolls.npy", np.random.default_rng(1).integers(0, 2, (9, 5, 6)))
+    story = ("hmm", "--data", "rolls.npy", "--latent-dim", "2")
+    out = fine(folder, "sample", *story, "--num-samples", "7", "--out", "z.npz")
+    assert "z_0 … z_4: (1, 7, 9) = (chains, draws, …)" in out
+    assert np.load(folder / "z.npz")["z_4"].shape == (1, 7, 9)
+    assert "20 steps" in fine(folder, "fit", *story, "--num-steps", "20", "--save", "fit.st")
+    assert "total variation" in fine(folder, "report", *story, "--fit", "fit.st", "--out", "r.html")
+
+
 BAD = {
     "unknown command": (("frobnicate",), "frobnicate"),
     "unknown story": (("fit", "factor-analysys"), "did you mean 'factor-analysis'"),
@@ -128,6 +171,9 @@ BAD = {
         "'nu'",
     ),
     "pixels that are not binary": (("fit", "vae", "--data", "table.npz"), "Bernoulli"),
+    "sequences that are none": (("fit", "hmm", "--data", "table.npz"), "sequences (N, T, D)"),
+    "lengths that are none": (("fit", "hmm", "--data", "long.npz"), "from 1 to 4, got 5 in row 1"),
+    "a guide that is missing": (("compare", "hmm", "--methods", "iwae"), "'iwae' needs a guide"),
     "steps": (("fit", "vae", "--num-steps", "0"), "--num-steps"),
     "no such option": (("fit", "vae", "--frob"), "--frob"),
     "no cuda": (("fit", "vae", "--device", "cuda"), "cuda"),

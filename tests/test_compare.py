@@ -359,6 +359,7 @@ def test_an_enumerated_answer_is_a_reference(tmp_path):
     drawn = exact.draws(2000, seed=3)
     table = pplvm.compare({"exact": exact, "draws": drawn})
     assert table.reference == "exact"
-    assert table["draws"].mean_error < 0.15  # six errors of 2000 draws
+    assert table["draws"].mean_error is None  # labels have no mean
+    assert table["draws"].total_variation < 0.03  # three errors of 2000 draws, and more
     assert table["exact"].log_marginal == pytest.approx(float(exact.log_marginal.mean()))
     table.report(tmp_path / "report.html")

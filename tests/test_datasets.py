@@ -90,7 +90,7 @@ def test_named():
     with pytest.raises(ValueError, match=r"'digts'.*did you mean 'digits'") as info:
         named("digts")
     one_sentence(info)
-    with pytest.raises(ValueError, match="choose from digits, binary-digits, mnist") as info:
+    with pytest.raises(ValueError, match="choose from digits, binary-digits, iris, mnist") as info:
         named("reuters")
     one_sentence(info)
 
@@ -460,3 +460,11 @@ def test_bfi(shared_data):
 def test_house_votes_are_words(shared_data):
     with pytest.raises(ValueError, match=r"'Class', 'V1'.* 9 more"):
         read(shared_data / "tabular" / "house_votes84.csv")
+
+
+def test_iris_is_standardised_and_species_take_turns():
+    x = datasets.iris()
+    assert (x.shape, x.dtype) == ((150, 4), torch.float32)
+    torch.testing.assert_close(x.mean(0), torch.zeros(4), atol=1e-5, rtol=0, check_dtype=False)
+    torch.testing.assert_close(x.std(0, correction=0), torch.ones(4), check_dtype=False)
+    assert (x[::3, 2] < x[1::3, 2].min()).all()  # the petals of setosa are the shortest

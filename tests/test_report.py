@@ -20,7 +20,14 @@ from pyro.infer.autoguide import AutoDelta
 from torch import Tensor, nn
 
 import pplvm
-from pplvm import plots, plots_graph, plots_images, plots_posteriors, report_facts
+from pplvm import (
+    plots,
+    plots_graph,
+    plots_images,
+    plots_mixtures,
+    plots_posteriors,
+    report_facts,
+)
 from pplvm.datasets import binary_digits
 from pplvm.guides.factor_analysis import AmortisedMeanField, LinearGaussian
 from pplvm.guides.vae import VAEGuide
@@ -214,8 +221,7 @@ FIGURES = {
                 "All answers", "Traces", "Ranks", "Pairs", "Energy", "LOO-PIT", "LOO k̂"],
     "images": ["Graph", "Learning curves", "Importance weights", "Posteriors over each other",
                "All answers", "Images"],
-    "mixture": ["Graph", "Learning curves", "Importance weights", "Posteriors over each other",
-                "All answers"],
+    "mixture": ["Graph", "Learning curves", "Importance weights", "Responsibilities"],
 }  # fmt: skip
 FIGURES["regression"] = FIGURES["schools"]
 # One chain has no ranks among others, and one number no pairs.
@@ -335,15 +341,15 @@ def test_a_crash_leaves_the_old_report(made, tmp_path, monkeypatch):
 
 
 def test_a_figure_that_fails_leaves_a_sentence(made, tmp_path, monkeypatch):
-    def broken(table: Table, chosen: list) -> None:
+    def broken(found: plots_mixtures.Mixture) -> None:
         plt.figure()
         raise RuntimeError("no ink\nand no paper")
 
-    monkeypatch.setattr(plots_posteriors, "overlays", broken)
+    monkeypatch.setattr(plots_mixtures, "responsibilities", broken)
     text = made("mixture").table.report(tmp_path / "new" / "report.html").read_text()
     assert "This figure failed: RuntimeError: no ink</p>" in text
     shown = [attrs["alt"] for tag, attrs in Reader(text).tags if tag == "img"]
-    assert shown == [title for title in FIGURES["mixture"] if title != "Posteriors over each other"]
+    assert shown == [title for title in FIGURES["mixture"] if title != "Responsibilities"]
     assert plt.get_fignums() == []
 
 

@@ -53,6 +53,7 @@ class Site(NamedTuple):
     value: Tensor  # (plates…, event…), behind (P,) where there are particles
     plates: tuple[tuple[str, int, int | None], ...]  # (name, size, dim), outermost dim first
     infer: dict
+    mask: Tensor | bool | None = None  # where it counts, as ``pyro.poutine.mask`` has it
 
 
 def run(program: Callable, *data: Tensor, dream: bool = False) -> dict[str, Site]:
@@ -294,7 +295,7 @@ def sites_of(trace: poutine.Trace, prototypes: dict[str, Site] | None = None) ->
             except RuntimeError:
                 pass  # not what its plates say: contract.check has a sentence for that
         plates = tuple((f.name, f.size, f.dim) for f in frames)
-        sites[name] = Site(name, kind, node["fn"], value, plates, node["infer"])
+        sites[name] = Site(name, kind, node["fn"], value, plates, node["infer"], node["mask"])
     return sites
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pplvm.traces.chains import collapse
 from pplvm.traces.discrete import loops_are_even
-from pplvm.traces.elimination import eliminate
+from pplvm.traces.elimination import Factor, eliminate
 from pplvm.traces.factors import factors_of
 from pplvm.traces.placements import device_of, enumerated
 from pplvm.traces.series import Loop, Series, UnevenError
@@ -89,6 +89,7 @@ def _summed(
     if not touched:
         return rest, []
     particles, data = (trace.plate_to_symbol.get(name, "") for name in (PARTICLES, DATA))
+    touched = _over_particles(touched, particles, homes)
     local = bool(data) and all(data in home for home in homes.values())
     if local:
         for f in touched:
@@ -105,3 +106,22 @@ def _summed(
     frames = [trace.nodes[f.site]["cond_indep_stack"] for f in touched]
     own = next((x for x in frames if any(f.name == DATA for f in x)), ()) if local else ()
     return rest, [({"cond_indep_stack": own}, total)]
+
+
+def _over_particles(
+    factors: list[Factor], particles: str, homes: dict[str, frozenset[str]]
+) -> list[Factor]:
+    """Repeats for every particle what is the same for all, where others differ.
+
+    Pyro gives every latent the dim of the particles, but what is observed has it only where it depends
+    on a draw.
+    """
+    if not particles or not any(particles in home for home in homes.values()):
+        return factors
+    size = next(f.term.shape[f.dims.index(particles)] for f in factors if particles in f.dims)
+    return [
+        f
+        if particles in f.dims
+        else Factor(f.site, f.term[..., None].expand(*f.term.shape, size), f.dims + particles)
+        for f in factors
+    ]
