@@ -16,6 +16,7 @@ from math import log
 
 import torch
 from torch import Tensor
+from torch.func import vmap
 from torch.nn.functional import one_hot
 
 from pplvm.traces import recursions
@@ -78,7 +79,8 @@ class Blocks:
         """Draws from the mean field, site by site: (S, plates…, event…)."""
         found = {}
         for m, block in enumerate(self.blocks):
-            paths = torch.stack([self._path(m) for _ in range(num_draws)], -1)  # (T, B, S)
+            every = vmap(lambda _, m=m: self._path(m), out_dims=-1, randomness="different")
+            paths = every(torch.zeros(num_draws))  # (T, B, S)
             found |= block.values(paths)
         return found
 
