@@ -403,8 +403,19 @@ for sampler, options in ((pplvm.nuts, nuts | compiled), (pplvm.chees, chees | gr
 
 def interrupted(function):  # not while a potential is traced, where some callbacks drop exceptions
     def sample(*args, **kwargs):
-        threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGINT)).start()
-        return function(*args, **kwargs)
+        done = threading.Event()
+
+        def interrupt():  # after two seconds, and again if that was dropped
+            delay = 2.0
+            while not done.wait(delay):
+                os.kill(os.getpid(), signal.SIGINT)
+                delay = 10.0
+
+        threading.Thread(target=interrupt, daemon=True).start()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            done.set()
 
     return sample
 
