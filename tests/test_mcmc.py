@@ -401,21 +401,19 @@ for sampler, options in ((pplvm.nuts, nuts | compiled), (pplvm.chees, chees | gr
     sampler(model, x, num_warmup=2, num_samples=2, **options)  # so that no case has to compile
 
 
+done = threading.Event()
+
+
 def interrupted(function):  # not while a potential is traced, where some callbacks drop exceptions
+    def interrupt():  # after two seconds, and again if that was dropped
+        delay = 2.0
+        while not done.wait(delay):
+            os.kill(os.getpid(), signal.SIGINT)
+            delay = 10.0
+
     def sample(*args, **kwargs):
-        done = threading.Event()
-
-        def interrupt():  # after two seconds, and again if that was dropped
-            delay = 2.0
-            while not done.wait(delay):
-                os.kill(os.getpid(), signal.SIGINT)
-                delay = 10.0
-
         threading.Thread(target=interrupt, daemon=True).start()
-        try:
-            return function(*args, **kwargs)
-        finally:
-            done.set()
+        return function(*args, **kwargs)
 
     return sample
 
@@ -430,6 +428,9 @@ for name, (sampler, options) in cases.items():
             found = [list(value.shape[:2]) for value in values], bool(draws["z"].isfinite().all())
         except KeyboardInterrupt:
             found = "KeyboardInterrupt"
+    done.set()
+    threading.Event().wait(0.1)  # for the thread to see it
+    done.clear()
     print(json.dumps([name, found, said.getvalue()]))
 """
 
