@@ -107,10 +107,11 @@ def _maximise(
 ) -> None:
     """Takes the M step, at weights of the E step."""
     optimizer = torch.optim.LBFGS(learned, max_iter=num_inner, line_search_fn="strong_wolfe")
+    expected = listed.averaged(weights)
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        value = -traces.weighed(weights, listed.again().graph.tensors()) / N
+        value = -expected() / N
         value.backward()
         return value
 

@@ -9,11 +9,13 @@ import pytest
 import torch
 from sklearn.mixture import GaussianMixture as Peer
 from torch import Tensor, nn
+from zoo_discrete import MODELS, data_of, story
 
 import pplvm
 from pplvm import traces
 from pplvm.models.gaussian_mixture import GaussianMixture
 from pplvm.models.hmm import HMM
+from pplvm.traces.statistics import Averaged, statistics_of
 
 
 def clusters() -> Tensor:
@@ -96,6 +98,37 @@ def test_the_gradient_of_the_expectation_is_that_of_log_p():
     want = torch.autograd.grad(traces.Listed(model, *data).log_marginal().sum(), learned)
     for a, b in zip(got, want, strict=True):
         assert torch.allclose(a, b)
+
+
+@pytest.mark.parametrize("name", [n for n in MODELS if "bayesian" not in n])
+def test_averages_are_all_that_an_expectation_needs(name):
+    """Its gradient by expected sufficient statistics is that by every datum; masks, chains and all."""
+    model, data = story(name).double(), data_of(name)
+    _, weights = traces.Listed(model, *data).weights()
+    learned = list(model.parameters())
+    with torch.no_grad():
+        for p in learned:  # elsewhere than where the weights are from
+            p.add_(0.3 * torch.randn_like(p))
+    listed = traces.Listed(model, *data)
+    got = torch.autograd.grad(listed.averaged(weights)(), learned)
+    want = torch.autograd.grad(traces.weighed(weights, listed.graph.tensors()), learned)
+    for a, b in zip(got, want, strict=True):
+        assert torch.allclose(a, b, rtol=1e-9, atol=1e-10)
+
+
+def test_averages_are_taken_where_they_can_be():
+    found = {}
+    for name in ("gaussian_hmm", "poisson_hmm", "bernoulli_hmm", "factorial_hmm", "neural_hmm"):
+        model, data = story(name).double(), data_of(name)
+        listed = traces.Listed(model, *data)
+        statistics = statistics_of(listed.graph, listed.weights()[1], listed.latents.depth)
+        with torch.no_grad(), Averaged(statistics):
+            later = listed.again().graph.chains[0].later
+        found[name] = later.stride(0) == 0  # one number for all steps
+    assert found == {
+        "gaussian_hmm": True, "poisson_hmm": True, "bernoulli_hmm": True, "factorial_hmm": True,
+        "neural_hmm": False,
+    }  # fmt: skip
 
 
 def test_the_story_that_it_is_given_stays_as_it_was():

@@ -30,6 +30,7 @@ from pplvm.traces.elimination import Factor, align
 from pplvm.traces.likelihoods import discrete_latents
 from pplvm.traces.placements import Plan
 from pplvm.traces.sites import DATA, PARTICLES, distribution_name, factorises
+from pplvm.traces.statistics import Averaged, statistics_of
 from pplvm.traces.sums import listable
 
 
@@ -84,6 +85,19 @@ class Listed:
         found = copy(self)
         found.graph = self._graph_at(self.latents)
         return found
+
+    def averaged(self, weights: list[Tensor]) -> Callable[[], Tensor]:
+        """Returns a function that returns the expected joint log-density, (), at the parameters by then.
+
+        It is so up to a constant, and sees the data by expected sufficient statistics where it can.
+        """
+        statistics = statistics_of(self.graph, weights, self.latents.depth)
+
+        def expected() -> Tensor:
+            with Averaged(statistics):
+                return weighed(weights, self._graph_at(self.latents).tensors())
+
+        return expected
 
     def tensors_at(self, values: dict[str, Tensor]) -> list[Tensor]:
         """Returns the log-densities at other continuous latents, with gradient."""
@@ -242,10 +256,14 @@ class Listed:
 
 def weighed(weights: Sequence[Tensor], tensors: Sequence[Tensor]) -> Tensor:
     """Returns the joint log-density, (), in expectation under a posterior, with gradient."""
-    return sum(
-        (weight * x.masked_fill(weight == 0, 0.0)).sum()  # what is impossible is not weighed
-        for weight, x in zip(weights, tensors, strict=True)
-    )
+    total = 0.0
+    for weight, x in zip(weights, tensors, strict=True):
+        same = [d for d in range(x.ndim) if x.stride(d) == 0 and x.shape[d] > 1]
+        if same:  # one number for many
+            weight = weight.sum(same, keepdim=True)
+            x = x[tuple(slice(0, 1) if d in same else slice(None) for d in range(x.ndim))]
+        total = total + (weight * x.masked_fill(weight == 0, 0.0)).sum()  # what cannot be weighs 0
+    return total
 
 
 def variables_of(graph: Graph, latents: Plan) -> dict[str, Variable]:

@@ -43,11 +43,11 @@ def log_prob(fn: dist.Distribution, value: Tensor) -> Tensor:
     while type(base) is dist.Independent:
         base, dims = base.base_dist, dims + base.reinterpreted_batch_ndims
     if type(fn) is dist.Categorical:
-        return _unexpanded(fn).log_prob(value).expand(_batch(fn, value))
+        return unexpanded(fn).log_prob(value).expand(_batch(fn, value))
     family = _FAMILIES.get(type(base))
     if family is None or dims == 0:
         return fn.log_prob(value)
-    base = _unexpanded(base)
+    base = unexpanded(base)
     cut = len(base.batch_shape) - dims
     states, data = base.batch_shape[:cut], value.shape[: value.ndim - dims]
     if value.shape[value.ndim - dims :] != base.batch_shape[cut:] or states.numel() == 1:
@@ -76,7 +76,7 @@ def _batch(fn: dist.Distribution, value: Tensor) -> torch.Size:
     return torch.broadcast_shapes(fn.batch_shape, value.shape[: value.ndim - fn.event_dim])
 
 
-def _unexpanded(fn: dist.Distribution) -> dist.Distribution:
+def unexpanded(fn: dist.Distribution) -> dist.Distribution:
     """Undoes what plates do to a distribution: they repeat its parameters along their dims."""
     given = {name: vars(fn)[name] for name in fn.arg_constraints if name in vars(fn)}
     if "probs" in given and "logits" in given:  # of which one was given, and one was asked for

@@ -47,6 +47,7 @@ class Loop:
         self.first: list[str] = []
         self.later: list[str] = []
         self.terms: dict[str, Term] = {}  # log-densities of later sites
+        self.seen: dict[str, tuple[Term, Term]] = {}  # what later sites observe, and where
         self.masks: dict[str, Term] = {}  # of later latents, whose log-density is without
 
     def name_at(self, later: str, t: int) -> str:
@@ -257,6 +258,10 @@ class Series(_Loops):
             listed = site["infer"].get("_enumerate_dim") is not None
             if listed and getattr(site["fn"], "_mask", None) is not None:
                 raise UnevenError("a latent has a mask of its own")
+            if site["is_observed"]:
+                known = torch.as_tensor(True if site["mask"] is None else site["mask"])
+                pair = (_leave(x, level, len(steps)) for x in (site["value"], known))
+                loop.seen[name] = tuple(pair)
             term = site_log_prob(name, site, masked=not listed)
             loop.terms[name] = _leave(term, level, len(steps))
             if listed and site["mask"] is not None:

@@ -218,6 +218,11 @@ def site_log_prob(name: str, site: dict, masked: bool = True) -> Tensor:
     fn, value = site["fn"], site["value"]
     if site["is_observed"] and is_validation_enabled():
         check_support(name, fn, value)
+    averages = site["infer"].get("_statistics")
+    average = None if averages is None else averages.log_prob(fn)
+    if average is not None:  # which a mask has no part in any more
+        batch = torch.broadcast_shapes(fn.batch_shape, average.shape)
+        return scale_and_mask(average, site["scale"], None).expand(batch)
     term = log_prob(fn, value)
     return scale_and_mask(term, site["scale"], site["mask"] if masked else None)
 
