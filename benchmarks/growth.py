@@ -2,7 +2,7 @@
 
 Run: python benchmarks/growth.py [--quick] [--rounds 5]
 
-Ten sequences of 200 steps. Exact: log Z and its gradient, which should grow as T M K^(M+1), and not as
+A hundred sequences of 100 steps. Exact: log Z and its gradient, which should grow as T M K^(M+1), and not as
 the K^(2M) of one chain whose states are all combinations. Structured mean field: a sweep over all
 chains, which should grow as T M K^2. Lines of both laws are drawn through the largest measurement of
 each, since at small sizes a step costs what it costs to call torch. Written to ``results/growth.png``.
@@ -22,10 +22,10 @@ from pplvm import traces
 from pplvm.models.factorial_hmm import FactorialHMM
 from pplvm.traces.recursions import log_normaliser
 
-N, T, D = 10, 200, 8
-EXACT = [(1, 8), (1, 16), (1, 32), (1, 64), (2, 4), (2, 8), (2, 16), (2, 32), (3, 4), (3, 8), (3, 12),
-         (3, 16), (4, 4), (4, 6), (4, 8), (5, 4), (5, 5), (6, 4)]  # fmt: skip
-SWEEPS = [(M, K) for M in (2, 4, 8) for K in (4, 8, 16, 32)]
+N, T, D = 100, 100, 8
+EXACT = [(1, 16), (1, 32), (1, 64), (1, 128), (2, 8), (2, 16), (2, 24), (2, 32), (3, 4), (3, 8), (3, 12),
+         (4, 4), (4, 6), (5, 3), (5, 4), (6, 3)]  # fmt: skip
+SWEEPS = [(M, K) for M in (2, 4, 8) for K in (8, 16, 32, 64)]
 
 
 def exact(M: int, K: int) -> Callable[[], None]:
