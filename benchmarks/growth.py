@@ -2,9 +2,9 @@
 
 Run: python benchmarks/growth.py [--quick] [--rounds 5]
 
-A hundred sequences of 100 steps. Exact: log Z and its gradient, which should grow as T M K^(M+1), and not as
-the K^(2M) of one chain whose states are all combinations. Structured mean field: a sweep over all
-chains, which should grow as T M K^2. Lines of both laws are drawn through the largest measurement of
+A hundred sequences of 100 steps. Exact: log Z and its gradient, which should grow as T M K^(M+1), and
+not as the K^(2M) of one chain whose states are all combinations. Structured mean field: a sweep over
+all chains, which should grow as T M K^2. Lines of both laws are drawn through the largest measurement of
 each, since at small sizes a step costs what it costs to call torch. Written to ``results/growth.png``.
 """
 
