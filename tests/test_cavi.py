@@ -20,6 +20,7 @@ from pplvm.models.factorial_hmm import FactorialHMM
 from pplvm.models.gaussian_mixture import BayesianGaussianMixture
 from pplvm.models.hmm import HMM
 from pplvm.models.naive_bayes import BayesianNaiveBayes
+from pplvm.traces.pairs import Reader, taken_apart
 
 torch.manual_seed(0)
 LENGTHS = torch.tensor([3, 1, 2])
@@ -216,6 +217,37 @@ def test_chains_follow_the_updates_by_listing_all_paths(num_chains, structured):
     marginals = blocks.marginals()
     for m in range(num_chains):
         assert torch.allclose(marginals[f"z{m}"][..., 1], means[m], atol=1e-8)
+
+
+def uneven_noise(x, scale):
+    """What a pair of latents adds differs from datum to datum, as their noise does."""
+    with pyro.plate("data", len(x), dim=-1):
+        z = [pyro.sample(f"b{m}", dist.Bernoulli(torch.tensor(0.4))) for m in range(3)]
+        mean = z[0] + 2 * z[1] - z[2]
+        return pyro.sample("x", dist.Normal(mean, scale), obs=x)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_pairs_of_a_few_data_are_those_of_all(same):
+    if same:
+        model, lengths = factorial(3).double(), torch.tensor([4, 0, 1, 4, 3, 2, 4, 1, 4])
+        data, even = (torch.randn(9, 4, 2, dtype=torch.float64), lengths), True
+    else:
+        x = torch.randn(9, dtype=torch.float64)
+        model, data, even = uneven_noise, (x, 0.5 + torch.rand(9, dtype=torch.float64)), False
+    found = []
+    for blocks in (taken_apart(model, *data, even=even)[0], Reader(model, data, even).blocks):
+        field = traces.Blocks(model, *data, structured=True)
+        field.blocks = blocks
+        assert all(
+            (pair.rows is not None) == same
+            for block in blocks
+            for pairs in block.pairs.values()
+            for pair in pairs.values()
+        )
+        field.start(torch.Generator().manual_seed(0))
+        found.append(torch.stack([field.sweep() for _ in range(3)]))
+    assert torch.allclose(*found, rtol=1e-12)
 
 
 def test_latents_of_a_datum_are_apart():

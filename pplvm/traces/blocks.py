@@ -21,7 +21,7 @@ from torch.nn.functional import one_hot
 
 from pplvm.traces import recursions
 from pplvm.traces.chains import Chain
-from pplvm.traces.pairs import Reader
+from pplvm.traces.pairs import taken_apart
 from pplvm.traces.placements import at
 from pplvm.traces.series import UnevenError
 from pplvm.traces.sites import samples, site_log_prob
@@ -41,11 +41,9 @@ class Blocks:
     def __init__(self, model: Callable, *data: Tensor, structured: bool) -> None:
         self.structured = structured
         try:
-            reader = Reader(model, data, even=True)
+            self.blocks, self.constant = taken_apart(model, *data, even=True)
         except UnevenError:  # then each step has latents of its own
-            reader = Reader(model, data, even=False)
-        self.blocks = [reader.block(m) for m in range(len(reader.names))]
-        self.constant = reader.constant()
+            self.blocks, self.constant = taken_apart(model, *data, even=False)
         self.variables = {block.name: block.variable for block in self.blocks}
         self.q: list[Tensor] = []  # (T, B, K) of each block
         self._judge(model, *data)

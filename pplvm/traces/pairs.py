@@ -10,6 +10,7 @@ Shapes: C configurations of the other blocks, T steps (1 outside loops), B rows,
 """
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import NamedTuple
 
 import pyro
@@ -27,6 +28,7 @@ from pplvm.traces.series import Loop, Series
 from pplvm.traces.sites import PARTICLES
 
 _CHECKED = 8  # configurations at random
+_FEW = 4  # data that tables of pairs are read from; arbitrary
 
 Key = frozenset[int]  # the blocks that touch the same sites
 
@@ -93,11 +95,33 @@ class _Run(NamedTuple):
         return Factor(f.site, term, f.dims.replace(self.particles, ""))
 
 
+class VaryingError(Exception):
+    """Pairs whose tables are not the same for all data."""
+
+
+def taken_apart(model: Callable, *data: Tensor, even: bool) -> tuple[list[Block], Tensor]:
+    """Returns the blocks of a story, and the log-density, (), of what no block touches.
+
+    Tables of pairs are read from a few data, and hold for all if these are told by them, too.
+    """
+    if len(data[0]) > _FEW:
+        try:
+            few = Reader(model, tuple(x[:_FEW] for x in data), even)
+            whole = Reader(model, data, even, few)
+            return whole.blocks, whole.constant()
+        except (VaryingError, RuntimeError):  # or it has parameters of its own for each datum
+            pass
+    whole = Reader(model, data, even)
+    return whole.blocks, whole.constant()
+
+
 class Reader:
     """Runs a story with one block listed and the others in configurations, and takes it apart."""
 
-    def __init__(self, model: Callable, data: tuple[Tensor, ...], even: bool) -> None:
-        self.model, self.data, self.even = model, data, even
+    def __init__(
+        self, model: Callable, data: tuple[Tensor, ...], even: bool, few: "Reader | None" = None
+    ) -> None:
+        self.model, self.data, self.even, self.few = model, data, even, few
         loops = self._loops()
         self.latents = plan(model, *data, loops=loops)
         self.then = self._twins(loops.loops) if even else {}
@@ -119,6 +143,11 @@ class Reader:
             for f in run.factors:
                 if run.homes.keys() & set(f.dims):
                     self.touching[f.site] = self.touching.get(f.site, Key()) | {m}
+
+    @cached_property
+    def blocks(self) -> list[Block]:
+        """All blocks, laid out."""
+        return [self.block(m) for m in range(len(self.names))]
 
     def constant(self) -> Tensor:
         """Returns the log-density, (), of what is observed and touched by no block."""
@@ -162,7 +191,8 @@ class Reader:
     def _configurations(self, m: int) -> list[Tensor]:
         """Returns the index (C,) of each block's state: all first, one other, and at random."""
         sizes = [len(x) for x in self.states]
-        singles = [(o, k) for o in range(len(sizes)) if o != m for k in range(1, sizes[o])]
+        others = [] if self.few else [o for o in range(len(sizes)) if o != m]
+        singles = [(o, k) for o in others for k in range(1, sizes[o])]
         return [
             torch.cat(
                 (torch.tensor([0, *(k if o == i else 0 for o, k in singles)]), self.random[i])
@@ -249,26 +279,47 @@ class Reader:
                 f"site '{site}' is impossible in some joint states, of which a mean field has no "
                 "expectation: use exact."
             )
-        alone, at, pairs = table[0], 1, {}
-        told = alone.expand(_CHECKED, *alone.shape).clone()
-        for other, states in enumerate(self.states):
-            if other == m:
-                continue
-            added = table[at : at + len(states) - 1] - alone
-            at += len(added)
-            if other in key:
-                added = torch.cat((torch.zeros_like(alone)[None], added))  # (K', T, B, K)
-                told += added[self.random[other]]
-                pairs[other] = _thin(added)
-        tested = table[at:]
-        left = (told - told[..., :1]) - (tested - tested[..., :1])
-        if not left.abs().amax() <= _tolerance(table) * (1 + tested.abs().amax()):
+        alone, tested = table[0], table[-_CHECKED:]
+        added = self._added(m, key, table) if self.few is None else self.few.blocks[m].pairs[key]
+        if self.few is not None:
+            return alone, self._for_all(added, alone, tested)
+        told = alone + sum(x[self.random[other]] for other, x in added.items())
+        if not _close(told, tested).all():
             names = ", ".join(f"'{self.names[i]}'" for i in sorted(key))
             raise ValueError(
                 f"site '{site}' depends on {names} other than by a sum over pairs of them, so that "
                 "their mean field has no closed form: use exact, or fit with a guide."
             )
-        return alone, pairs
+        return alone, {other: _thin(x) for other, x in added.items()}
+
+    def _added(self, m: int, key: Key, table: Tensor) -> dict[int, Tensor]:
+        """Returns what each state of each other block adds to those of a block, (K', T, B, K)."""
+        found, at = {}, 1
+        for other, states in enumerate(self.states):
+            if other == m:
+                continue
+            if other in key:
+                added = table[at : at + len(states) - 1] - table[0]
+                added = added - added[..., :1]  # beside what is the same for all of a block's own
+                found[other] = torch.cat((torch.zeros_like(table[:1]), added))
+            at += len(states) - 1
+        return found
+
+    def _for_all(self, pairs: dict[int, Pair], alone: Tensor, tested: Tensor) -> dict[int, Pair]:
+        """Returns the tables of a few data with the rows of all in which they hold."""
+        if any(pair.rows is None for pair in pairs.values()):
+            raise VaryingError
+        added = [pair.table[self.random[other]][:, None, None] for other, pair in pairs.items()]
+        same, blind = _close(alone + sum(added), tested), _close(alone.expand_as(tested), tested)
+        if not (same | blind).all():
+            raise VaryingError
+        return {other: Pair(pair.table, same.to(alone.dtype)) for other, pair in pairs.items()}
+
+
+def _close(told: Tensor, tested: Tensor) -> Tensor:
+    """Returns in which rows, (T, B), two tables (C, T, B, K) differ by the same for all states."""
+    left = (told - told[..., :1]) - (tested - tested[..., :1])
+    return left.abs().amax((0, 3)) <= _tolerance(tested) * (1 + tested.abs().amax())
 
 
 def _states(fn: torch.distributions.Distribution) -> Tensor:
