@@ -91,8 +91,13 @@ class Blocks:
             self.q[m] = one_hot(path, block.shape[-1]).to(self.q[m].dtype)
         worth = self.constant + self._expected()
         worth = worth + sum(_worth(b.chain, p) for b, p in zip(self.blocks, paths, strict=True))
-        sites = samples(at(model, values, *data))
-        plain = sum(site_log_prob(name, site).sum() for name, site in sites)
+        sites = dict(samples(at(model, values, *data)))
+        plain = sum(site_log_prob(name, site).sum() for name, site in sites.items())
+        for block in self.blocks:  # where a first state is masked, it is uniform here
+            first = sites[block.variable.sites[0]]
+            if first["mask"] is not None:
+                hidden = ~torch.as_tensor(first["mask"]).expand(first["fn"].batch_shape)
+                plain = plain - hidden.sum() * log(block.shape[-1])
         near = 1e-3 if plain.dtype == torch.float32 else 1e-6
         if not (worth - plain).abs() <= near * (1 + plain.abs()):
             raise ValueError(
