@@ -120,30 +120,22 @@ def cavi(
     N = check_data(data)
     given = as_tensors(data, model)
     model, _ = bind(model, None, *given)
+    double = tuple(x.double() if x.is_floating_point() else x for x in given)
     doubled = copy.deepcopy(model) if module_of(model) is not None else model
     if module_of(model) is not None:  # float32 would cost half the digits
         module_of(doubled).double()
-    double = tuple(x.double() if x.is_floating_point() else x for x in given)
-    with double_by_default(), pyro.validation_enabled(False), torch.no_grad():
-        sites = traces.look(doubled, *double).values()
-        latents = {site.name: site for site in sites if site.kind == "latent"}
-        if not latents:
-            raise ValueError("the model has no latent site: there is no posterior to approximate.")
-        continuous = {n: site for n, site in latents.items() if not site.fn.support.is_discrete}
-        if continuous and not structured:
-            raise ValueError(
-                f"'structured' is False, but site '{next(iter(continuous))}' is continuous: beside such "
-                "latents the discrete ones are one factor."
-            )
-        if continuous:
-            climb = _Beside(doubled, continuous, *double)
-        else:
-            climb = _Apart(doubled, structured, *double)
-        history, stopped = _climb(climb, num_steps, num_starts, tolerance * N, seed), "num_steps"
-        if len(history) > 1 and history[-1] - history[-2] < tolerance * N:
-            stopped = "tolerance"
+    settings = {"method": "CAVI" if structured else "CAVI, every state apart"}
+    with pyro.validation_enabled(False), torch.no_grad():
+        how = num_steps, num_starts, tolerance * N, seed
+        try:
+            with double_by_default():
+                climb = _field(doubled, structured, *double)
+                history = _climb(climb, *how)
+        except RuntimeError:  # it holds tensors of float32 that do not mix with others
+            climb = _field(model, structured, *given)
+            history = _climb(climb, *how)
         posterior, marginals, states, mean, sd = climb.result()
-    name = "CAVI" if structured else "CAVI, every state apart"
+    done = len(history) > 1 and history[-1] - history[-2] < tolerance * N
     return CAVI(
         elbo=tuple(history),
         posterior=posterior,
@@ -155,9 +147,25 @@ def cavi(
         discrete=climb.discrete,
         model=model,
         data=given,
-        settings={"method": name, "num_steps": len(history), "stopped": stopped},
+        settings=settings
+        | {"num_steps": len(history), "stopped": "tolerance" if done else "num_steps"},
         seconds=time.perf_counter() - start,
     )
+
+
+def _field(model: Callable, structured: bool, *data: Tensor) -> "_Beside | _Apart":
+    """Returns the mean field that suits the latents of a story."""
+    sites = traces.look(model, *data).values()
+    latents = {site.name: site for site in sites if site.kind == "latent"}
+    if not latents:
+        raise ValueError("the model has no latent site: there is no posterior to approximate.")
+    continuous = {n: site for n, site in latents.items() if not site.fn.support.is_discrete}
+    if continuous and not structured:
+        raise ValueError(
+            f"'structured' is False, but site '{next(iter(continuous))}' is continuous: beside such "
+            "latents the discrete ones are one factor."
+        )
+    return _Beside(model, continuous, *data) if continuous else _Apart(model, structured, *data)
 
 
 def _climb(

@@ -354,6 +354,19 @@ def test_seeds_and_shapes():
     assert table["CAVI"].bound == pytest.approx(one.elbo[-1] / 40)
 
 
+def test_constants_of_float32_are_no_hindrance():
+    W = torch.tensor([[1.0, 0.5], [-0.3, 0.8]])
+
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            k = pyro.sample("k", dist.OneHotCategorical(torch.tensor([0.4, 0.6])))
+            return pyro.sample("x", dist.Normal(k @ W, 1.0).to_event(1), obs=x)
+
+    x = torch.randn(5, 2)
+    truth = pplvm.exact(model, x).log_marginal.sum().item()
+    assert pplvm.cavi(model, x).elbo[-1] == pytest.approx(truth, rel=1e-5)
+
+
 # ---- what is refused ----
 
 
