@@ -15,7 +15,9 @@ References:
 
 __all__ = ["MODES", "NotTraceableError", "Traced", "choose", "trace"]
 
+import os
 import random
+import tempfile
 import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -127,6 +129,7 @@ def trace(
         NotTraceableError: It looks at the values of tensors, changes one in place, or draws
             from other random states than torch's.
     """
+    _check_cache()  # torch needs it even to trace
     foreign = random.getstate(), np.random.get_state()
     default = Distribution._validate_args
     Distribution.set_default_validate_args(False)  # checks read the values of tensors
@@ -168,6 +171,21 @@ def compile_graph(
             del _COMPILED[next(iter(_COMPILED))]
         _COMPILED[key] = found
     return _COMPILED[key]
+
+
+def _check_cache() -> None:
+    """Raises a ``NotTraceableError`` for a folder of compiled code that cannot be written."""
+    folder = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    try:
+        if folder:
+            os.makedirs(folder, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+    except OSError as error:
+        raise NotTraceableError(
+            f"the cache folder '{folder}' that TORCHINDUCTOR_CACHE_DIR names cannot be written "
+            f"({error.strerror})"
+        ) from error
 
 
 def _compile(

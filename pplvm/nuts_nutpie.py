@@ -7,6 +7,7 @@ References:
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import nutpie
@@ -48,11 +49,12 @@ def sample(
     potential.start(torch.Generator().manual_seed(seed))  # or an error of ours
     native = potential.native
     one_by_one = threading.Lock()  # nutpie asks from several threads, where Pyro lives in one
-    start = _start(potential, one_by_one)
+    lost: list[Exception] = []  # which nutpie does not hand on
+    start = _noting(lost, _start(potential, one_by_one))
     if native is not None:
         model = _OfPointers({}, potential, start)
     else:
-        model = _of_python(potential, start, one_by_one)
+        model = _of_python(potential, start, one_by_one, lost)
     sampler = nutpie.sample(
         model,
         draws=num_samples,
@@ -68,6 +70,15 @@ def sample(
         found = sampler.wait()
     except KeyboardInterrupt:
         found = sampler.abort()
+    except BaseException as error:  # a panic of nutpie's is no Exception
+        if not lost and type(error).__name__ != "PanicException":
+            raise
+        first = str(lost[0]) if lost else "its density is another one where it was finite before"
+        reason = (first.strip() or type(lost[0]).__name__).splitlines()[0].rstrip(".")
+        raise ValueError(
+            f"the story fails where the sampler asks for its density: {reason}; let it have the same "
+            "sites in every run, and a density wherever the prior has one."
+        ) from error
     return _unpack(found.get_arrow_trace())
 
 
@@ -101,7 +112,10 @@ class _OfPointers(CompiledModel):
 
 
 def _of_python(
-    potential: Potential, start: Callable[[int], np.ndarray], one_by_one: threading.Lock
+    potential: Potential,
+    start: Callable[[int], np.ndarray],
+    one_by_one: threading.Lock,
+    lost: list[Exception],
 ) -> CompiledModel:
     def log_density(x: np.ndarray) -> tuple[float, np.ndarray]:
         with one_by_one:
@@ -110,7 +124,7 @@ def _of_python(
 
     return from_pyfunc(
         potential.dim,
-        lambda: log_density,
+        lambda: _noting(lost, log_density),
         lambda *seeds: lambda x: {_NAME: x},
         [np.dtype("float64")],
         [(potential.dim,)],
@@ -128,6 +142,19 @@ def _start(potential: Potential, one_by_one: threading.Lock) -> Callable[[int], 
             return potential.start(generator, potential.single).numpy()
 
     return start
+
+
+def _noting(lost: list[Exception], function: Callable) -> Callable:
+    """Returns the function, which keeps what it raises."""
+
+    def noted(argument: Any) -> Any:
+        try:
+            return function(argument)
+        except Exception as error:
+            lost.append(error)
+            raise
+
+    return noted
 
 
 def _unpack(trace: tuple[list, list]) -> tuple[Tensor, dict[str, Tensor]]:
