@@ -12,6 +12,7 @@ def check_lengths(x: Tensor, lengths: Tensor) -> None:
     N, T = x.shape[:2]
     if lengths.shape != (N,):
         raise ValueError(f"'lengths' has shape {tuple(lengths.shape)}, but x has {N} sequences.")
+    lengths = lengths.double()
     wrong = (lengths < 0) | (lengths > T) | (lengths != lengths.round())
     if wrong.any():
         row = int(wrong.nonzero()[0])

@@ -41,6 +41,7 @@ from pplvm.contract import bind
 from pplvm.draws import Draws
 from pplvm.enumeration import moments
 from pplvm.parameters import double_by_default, module_of
+from pplvm.traces import Site
 
 _TRIED = 5  # steps of each start before the better half of them goes on; arbitrary
 
@@ -124,7 +125,6 @@ def cavi(
     doubled = copy.deepcopy(model) if module_of(model) is not None else model
     if module_of(model) is not None:  # float32 would cost half the digits
         module_of(doubled).double()
-    settings = {"method": "CAVI" if structured else "CAVI, every state apart"}
     with pyro.validation_enabled(False), torch.no_grad():
         how = num_steps, num_starts, tolerance * N, seed
         try:
@@ -135,6 +135,8 @@ def cavi(
             climb = _field(model, structured, *given)
             history = _climb(climb, *how)
         posterior, marginals, states, mean, sd = climb.result()
+    apart = isinstance(climb, _Apart) and not climb.discrete.structured
+    settings = {"method": "CAVI, every state apart" if apart else "CAVI"}
     done = len(history) > 1 and history[-1] - history[-2] < tolerance * N
     return CAVI(
         elbo=tuple(history),
@@ -183,8 +185,14 @@ def _climb(
             for _ in range(min(tried, num_steps - len(history))):
                 if len(history) < 2 or history[-1] - history[-2] >= least:
                     history.append(climb.step())
+                if not math.isfinite(history[-1]):
+                    raise ValueError(
+                        f"the ELBO is {history[-1]}: a factor cannot be told from a point in float64, "
+                        "as a Beta or Dirichlet of a tiny concentration, or the data are impossible; "
+                        "use larger concentrations, or nuts."
+                    )
             running[n] = climb.state(), history
-        running.sort(key=lambda run: math.inf if math.isnan(run[1][-1]) else -run[1][-1])
+        running.sort(key=lambda run: -run[1][-1])
         if len(running) == 1:
             break
         running, tried = running[: len(running) // 2], 2 * tried
@@ -207,20 +215,20 @@ class _Beside:
         self.model, self.data = model, data
         families = {name: family_of(site) for name, site in sites.items()}
         plates = {name: tuple(n for n, _, _ in site.plates) for name, site in sites.items()}
-        self.discrete = traces.Listed(model, *data, values=_values(model, sites, 0, *data))
-        self.coordinates = Coordinates(dict(sites), families, plates, [[name] for name in sites])
+        self.values, widths = _places(sites, families)
+        self.discrete = traces.Listed(model, *data, values=self.values)
+        groups = [[name] for name in sites]
+        self.coordinates = Coordinates(dict(sites), families, plates, groups, widths)
         self.many = bool(self.discrete.variables)
         self.factors = None
 
     def start(self, random: torch.Generator) -> None:
-        seed = int(torch.randint(2**62, (), generator=random))
-        values = _values(self.model, self.coordinates.sites, seed, *self.data)
         self.factors = Factors(self.coordinates.families, {}, {}, self.coordinates.plates)
-        self.points = {name: (x, x) for name, x in values.items()}
-        tables = self.discrete.tensors_at(values)
+        self.points = {name: (x, x) for name, x in self.values.items()}
+        tables = self.discrete.tensors_at(self.values)
         noise = [torch.randn(x.shape, generator=random, dtype=x.dtype) for x in tables]
         _, self.weights = self.discrete.filled(noise).weights()  # states at random
-        groups = grouped(self.coordinates.sites, self.coordinates.families, self._joint)
+        groups = grouped(self.coordinates, self._joint, self.values)
         self.coordinates = self.coordinates._replace(groups=groups)
 
     def step(self) -> float:
@@ -285,11 +293,20 @@ class _Apart:
         return {}, marginals, states, *moments(variables, marginals)
 
 
-def _values(
-    model: Callable, sites: Mapping[str, Any], seed: int, *data: Tensor
-) -> dict[str, Tensor]:
-    """Draws continuous latents from their prior."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        drawn = traces.run(model, *data)
-    return {name: drawn[name].value for name in sites}
+def _places(
+    sites: Mapping[str, Site], families: Mapping[str, str]
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Returns where each continuous latent starts, its prior mean, and how wide its prior is."""
+    values, widths = {}, {}
+    for name, site in sites.items():
+        mean, variance = (
+            getattr(site.fn, part).expand(site.value.shape).to(site.value.dtype)
+            for part in ("mean", "variance")
+        )
+        values[name] = torch.where(mean.isfinite() & (mean != 0), mean, 1.0).clone()
+        widths[name] = 1.0
+        if families[name] == "Normal":
+            values[name] = mean.nan_to_num(0.0)
+            sd = variance.sqrt().median().item()
+            widths[name] = sd if math.isfinite(sd) and sd > 0 else 1.0
+    return values, widths

@@ -39,6 +39,7 @@ class Coordinates(NamedTuple):
     families: dict[str, str]
     plates: dict[str, tuple[str, ...]]
     groups: list[list[str]]  # of latents that are updated at once
+    widths: dict[str, float]  # how far to go to see a slope change: a prior sd, 1 in logarithms
 
     def runs(self, points: Points) -> list[Values]:
         """Returns values whose average stands for the expectation over all latents."""
@@ -87,7 +88,7 @@ class Coordinates(NamedTuple):
                 found[name] = family.parameters(*lines[name])
             if checked:
                 u = self._moved(centre, 0.4, random)
-                self._check(lines, u, self._slopes(joint, group, points, u))
+                self._check(lines, u, [*slopes, self._slopes(joint, group, points, u)])
             factors = Factors(self.families, found, {}, self.plates)
             improper = factors.improper()
             if improper is not None:
@@ -115,22 +116,19 @@ class Coordinates(NamedTuple):
 
     def _moved(self, centre: Values, side: float, random: torch.Generator) -> Values:
         """Returns a point on one side of the centre; elements of a simplex go each its own way."""
-        return {
-            name: u
-            + side
-            * (
-                torch.randn(u.shape, generator=random, dtype=u.dtype).abs() + 0.3
-                if FAMILIES[self.families[name]].event_dim == 0
-                else torch.randn(u.shape, generator=random, dtype=u.dtype)
-            )
-            for name, u in centre.items()
-        }
+        found = {}
+        for name, u in centre.items():
+            step = torch.randn(u.shape, generator=random, dtype=u.dtype)
+            if FAMILIES[self.families[name]].event_dim == 0:
+                step = (step.abs() + 0.3) * self.widths[name]
+            found[name] = u + side * step
+        return found
 
     def _slopes(self, joint: Joint, group: list[str], points: Points, u: Values) -> Values:
         """Returns the slopes in the coordinates of a group, on average over all other latents."""
         u = {name: x.detach().requires_grad_() for name, x in u.items()}
         others = [g for g in self.groups if g is not group]
-        rest = Coordinates(self.sites, self.families, self.plates, others).runs(points)
+        rest = self._replace(groups=others).runs(points)
         with torch.enable_grad():
             own = {name: FAMILIES[self.families[name]].constrain(x) for name, x in u.items()}
             total = sum(joint(values | own) for values in rest) / len(rest)
@@ -140,12 +138,14 @@ class Coordinates(NamedTuple):
             for (name, x), g in zip(u.items(), found, strict=True)
         }
 
-    def _check(self, lines: dict[str, tuple[Tensor, Tensor]], u: Values, slopes: Values) -> None:
-        """Raises a ``ValueError`` if a latent is not on its line at another point."""
+    def _check(
+        self, lines: dict[str, tuple[Tensor, Tensor]], u: Values, slopes: list[Values]
+    ) -> None:
+        """Raises a ``ValueError`` if a latent is not on its line at another point, the last."""
         for name, (a, b) in lines.items():
-            family, g = FAMILIES[self.families[name]], slopes[name]
+            family, g = FAMILIES[self.families[name]], slopes[-1][name]
             t = family.position(family.constrain(u[name]))
-            size = 1 + g.abs() + a.abs() + (b * t).abs()
+            size = sum((x[name].abs() for x in slopes), a.abs() + (b * t).abs())
             if not ((g - a - b * t).abs() <= tolerance(g) * size).all():
                 raise ValueError(
                     f"site '{name}' ({distribution_name(self.sites[name].fn)}) is not conditionally "
@@ -155,32 +155,37 @@ class Coordinates(NamedTuple):
                 )
 
 
-def grouped(sites: dict[str, Site], families: dict[str, str], joint: Joint) -> list[list[str]]:
-    """Groups latents so that none moves the slope of another in its group."""
+def grouped(coordinates: Coordinates, joint: Joint, values: Values) -> list[list[str]]:
+    """Groups latents so that none moves the slope of another in its group.
+
+    Rounding may tell two apart that do not meet, which costs a few runs more.
+    """
     random, groups = torch.Generator().manual_seed(0), []
+    families, widths = coordinates.families, coordinates.widths
 
     def point() -> Values:
-        return {
-            name: torch.randn(site.value.shape, generator=random, dtype=torch.get_default_dtype())
-            for name, site in sites.items()
-        }
+        found = {}
+        for name, x in values.items():
+            noise = torch.randn(x.shape, generator=random, dtype=x.dtype)
+            found[name] = x + widths[name] * noise if families[name] == "Normal" else noise
+        return found
 
     def slope(u: Values, name: str) -> Tensor:
-        u = {n: x.requires_grad_(n == name) for n, x in u.items()}
+        u = {n: x.detach().requires_grad_(n == name) for n, x in u.items()}
         with torch.enable_grad():
-            values = {n: FAMILIES[families[n]].constrain(x) for n, x in u.items()}
-            (g,) = torch.autograd.grad(joint(values), [u[name]], allow_unused=True)
+            theta = {n: FAMILIES[families[n]].constrain(x) for n, x in u.items()}
+            (g,) = torch.autograd.grad(joint(theta), [u[name]], allow_unused=True)
         return torch.zeros_like(u[name]) if g is None else g
 
     here, there = point(), point()
-    before = {name: slope(here, name) for name in sites}
+    before = {name: slope(here, name) for name in values}
 
     def meet(one: str, other: str) -> bool:
         after = slope({**here, other: there[other]}, one)
-        scale = 1 + before[one].abs() + after.abs()
-        return not ((after - before[one]).abs() <= tolerance(after) * scale).all()
+        near = tolerance(after) * (before[one].abs() + after.abs())
+        return not ((after - before[one]).abs() <= near).all()
 
-    for name in sites:
+    for name in values:
         fitting = (g for g in groups if not any(meet(name, other) for other in g))
         home = next(fitting, None)
         if home is None:

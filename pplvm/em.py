@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from pplvm import traces
 from pplvm.batches import Array, as_tensors, check_count, check_data
 from pplvm.contract import check
-from pplvm.parameters import double_by_default, moved
+from pplvm.parameters import Scope, double_by_default, moved
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +70,8 @@ def em(
         raise ValueError(f"'model' should be a module with parameters, got {type(model).__name__}.")
     N = check_data(data)
     data = as_tensors(data, model)
-    check(model, None, *data)
+    with Scope(0).parameters():  # what a PyroModule declares is forgotten again
+        check(model, None, *data)
     kinds = [p.dtype for p in model.parameters()]
     model = copy.deepcopy(model).double()  # in float32 small steps would be lost
     data = tuple(x.double() if x.is_floating_point() else x for x in data)
@@ -78,7 +79,7 @@ def em(
     if not learned:
         raise ValueError("'model' has no parameter to learn: leave requires_grad on.")
     history, stopped = [], "num_steps"
-    with double_by_default(), pyro.validation_enabled(False):
+    with Scope(0).parameters(), double_by_default(), pyro.validation_enabled(False):
         with moved(learned):
             even = traces.loops_are_even(model, *data)
         listed = traces.Listed(model, *data, even=even)
@@ -90,6 +91,11 @@ def em(
                 raise ValueError(
                     f"log p(x) is {history[-1]} after {len(history) - 1} steps: start from parameters "
                     "at which the data are possible, and keep scales away from 0."
+                )
+            if len(history) > 1 and history[-1] < history[-2] - 1e-8 * (1 + abs(history[-2])):
+                raise ValueError(
+                    f"log p(x) fell from {history[-2]:.6f} to {history[-1]:.6f} in step "
+                    f"{len(history) - 1}: the story draws, or is not the same in every run."
                 )
             if len(history) > 1 and history[-1] - history[-2] < tolerance * N:
                 stopped = "tolerance"

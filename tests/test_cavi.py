@@ -20,7 +20,8 @@ from pplvm.models.factorial_hmm import FactorialHMM
 from pplvm.models.gaussian_mixture import BayesianGaussianMixture
 from pplvm.models.hmm import HMM
 from pplvm.models.naive_bayes import BayesianNaiveBayes
-from pplvm.traces.pairs import Reader, taken_apart
+from pplvm.traces.blocks import taken_apart
+from pplvm.traces.pairs import Reader
 
 torch.manual_seed(0)
 LENGTHS = torch.tensor([3, 1, 2])
@@ -367,7 +368,86 @@ def test_constants_of_float32_are_no_hindrance():
     assert pplvm.cavi(model, x).elbo[-1] == pytest.approx(truth, rel=1e-5)
 
 
+@pytest.mark.parametrize("unit", [1e-3, 1.0, 1e5])
+def test_units_do_not_matter(unit):
+    """Two latents that are seen as a sum: their mean field in closed form."""
+
+    def model(x):
+        a = pyro.sample("a", dist.Normal(torch.tensor(0.0), unit))
+        b = pyro.sample("b", dist.Normal(torch.tensor(0.0), unit))
+        with pyro.plate("data", len(x), dim=-1):
+            return pyro.sample("x", dist.Normal(a + b, unit), obs=x)
+
+    x = unit * (2 + torch.randn(20, dtype=torch.float64))
+    found = pplvm.cavi(model, x, tolerance=1e-12)
+    for name in ("a", "b"):
+        assert found.sd[name].item() == pytest.approx(unit / 21**0.5, rel=1e-5)
+    # Two Gaussians of correlation -20/21 under independent ones: KL is half of -log(1 - r^2).
+    truth = pplvm.exact(model, x).log_marginal.item()
+    assert truth - found.elbo[-1] == pytest.approx(-0.5 * math.log(1 - (20 / 21) ** 2), rel=1e-3)
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e4])
+def test_elements_that_meet_are_refused_in_any_units(unit):
+    def model(y, X):
+        w = pyro.sample("w", dist.Normal(torch.zeros(2), unit).to_event(1))
+        with pyro.plate("data", len(y), dim=-1):
+            return pyro.sample("y", dist.Normal((X * w).sum(-1), unit), obs=y)
+
+    with pytest.raises(ValueError, match="one for each element"):
+        pplvm.cavi(model, unit * CLUSTERS[:, 0], CLUSTERS)
+
+
+@pytest.mark.parametrize("concentration", [1e-3, 0.5, 1e4])
+def test_vague_priors(concentration):
+    def model(x):
+        rate = pyro.sample("rate", dist.Gamma(torch.tensor(concentration), concentration))
+        with pyro.plate("data", len(x), dim=-1):
+            return pyro.sample("x", dist.Poisson(rate), obs=x)
+
+    x = torch.tensor([3.0, 4.0, 5.0])
+    found, truth = pplvm.cavi(model, x), pplvm.conjugate(model, x)
+    assert found.elbo[-1] == pytest.approx(truth.log_marginal.item(), rel=1e-6)
+
+
+def test_what_float64_cannot_hold_is_an_error():
+    def model(x):
+        p = pyro.sample("p", dist.Beta(torch.tensor(1e-3), 1e-3))
+        with pyro.plate("data", len(x), dim=-1):
+            return pyro.sample("x", dist.Bernoulli(p), obs=x)
+
+    with pytest.raises(ValueError, match="the ELBO is nan"):
+        pplvm.cavi(model, torch.ones(20))
+
+
+def test_a_chain_that_is_run_step_by_step_says_that_it_is_taken_apart():
+    weights = [0.1, 0.2, 0.3, 0.4]
+    A = torch.tensor([[0.9, 0.1], [0.2, 0.8]], dtype=torch.float64)
+
+    def model(x):
+        z = 0
+        with pyro.plate("data", len(x), dim=-1):
+            for t in pyro.markov(range(x.shape[1])):
+                z = pyro.sample(f"z_{t}", dist.Categorical(A[z]))
+                pyro.sample(f"x_{t}", dist.Normal(z * weights[t], 0.1), obs=x[:, t])
+        return x
+
+    x = 0.2 * torch.randn(2, 4, dtype=torch.float64)
+    found = pplvm.cavi(model, x)
+    assert found.settings["method"] == "CAVI, every state apart"
+    assert found.elbo[-1] < pplvm.exact(model, x).log_marginal.sum()
+
+
 # ---- what is refused ----
+
+
+def nested(x):
+    with pyro.plate("data", len(x), dim=-1):
+        a = pyro.sample("a", dist.Bernoulli(torch.tensor(0.3)))
+        with pyro.plate("d", 2, dim=-2):
+            b = pyro.sample("b", dist.Bernoulli(torch.tensor(0.4)))
+            pyro.sample("x", dist.Normal(a + b, 1.0), obs=x.T)
+    return x
 
 
 def logistic(y, X):
@@ -409,6 +489,7 @@ REFUSED = {
     "one for each element": (regression, (CLUSTERS[:, 0], CLUSTERS)),
     "site 'z' .Poisson.": (poisson_latent, (CLUSTERS[:, 0],)),
     "'z_0', 'w_0' move together": (coupled, (X[..., 0],)),
+    "'a' and 'b' are in different": (nested, (CLUSTERS,)),
     "no latent site": (no_latent, (CLUSTERS[:, 0],)),
 }
 

@@ -116,6 +116,60 @@ def test_averages_are_all_that_an_expectation_needs(name):
         assert torch.allclose(a, b, rtol=1e-9, atol=1e-10)
 
 
+class Weighed(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.m = torch.nn.Parameter(torch.tensor([-1.0, 1.0]))
+
+    def forward(self, x, weight):
+        with pyro.plate("data", len(x), dim=-1), pyro.poutine.scale(scale=weight):
+            z = pyro.sample("z", dist.Categorical(logits=torch.zeros(2).to(x)))
+            pyro.sample("x", dist.Normal(self.m[z], 1.0), obs=x)
+        return x
+
+
+def test_data_that_weigh_differently():
+    x = torch.cat([torch.randn(10) - 2, torch.randn(10) + 2]).double()
+    data = x, torch.cat([torch.full((5,), 20.0), torch.full((15,), 0.1)]).double()
+    model = Weighed().double()
+    _, weights = traces.Listed(model, *data).weights()
+    with torch.no_grad():
+        model.m += 0.3
+    listed = traces.Listed(model, *data)
+    (got,) = torch.autograd.grad(listed.averaged(weights)(), [model.m])
+    (want,) = torch.autograd.grad(traces.weighed(weights, listed.graph.tensors()), [model.m])
+    assert torch.allclose(got, want)
+    steps = torch.tensor(pplvm.em(Weighed(), *data).log_marginal).diff()
+    assert (steps > -1e-8).all()
+
+
+def test_modules_of_pyro_learn_and_leave_no_store_behind():
+    class Module(pyro.nn.PyroModule):
+        def __init__(self):
+            super().__init__()
+            self.m = pyro.nn.PyroParam(torch.tensor([-1.0, 1.0]))
+
+        def forward(self, x):
+            with pyro.plate("data", len(x), dim=-1):
+                z = pyro.sample("z", dist.Categorical(torch.ones(2).to(x) / 2))
+                pyro.sample("x", dist.Normal(self.m[z], 1.0), obs=x)
+            return x
+
+    pyro.clear_param_store()
+    x = torch.cat([torch.randn(6) - 3, torch.randn(6) + 3])
+    found = pplvm.em(Module(), x)
+    assert not list(pyro.get_param_store().keys())
+    assert found.log_marginal[-1] > found.log_marginal[0] + 5
+    assert (found.model.m.detach().abs() > 1.5).all()
+
+
+@pytest.mark.parametrize("emission", ["gaussian", "poisson", "categorical"])
+def test_one_long_sequence(emission):
+    x = torch.randint(3, (1, 20)) if emission == "categorical" else torch.rand(1, 20, 2).round()
+    found = pplvm.em(HMM(3, 2 if x.ndim == 3 else 3, emission), x, torch.tensor([20]), num_steps=5)
+    assert found.log_marginal[-1] > found.log_marginal[0]
+
+
 def test_averages_are_taken_where_they_can_be():
     found = {}
     for name in ("gaussian_hmm", "poisson_hmm", "bernoulli_hmm", "factorial_hmm", "neural_hmm"):

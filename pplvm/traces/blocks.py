@@ -21,12 +21,30 @@ from torch.nn.functional import one_hot
 
 from pplvm.traces import recursions
 from pplvm.traces.chains import Chain
-from pplvm.traces.pairs import taken_apart
+from pplvm.traces.pairs import Block, Reader, VaryingError
 from pplvm.traces.placements import at
 from pplvm.traces.series import UnevenError
 from pplvm.traces.sites import samples, site_log_prob
 
+_UNEVEN = UnevenError, IndexError, NotImplementedError, RuntimeError, TypeError
+_FEW = 4  # data that tables of pairs are read from; arbitrary
 _LEAST = -1e30  # of logarithms, where they are weighed by probabilities that may be zero
+
+
+def taken_apart(model: Callable, *data: Tensor, even: bool) -> tuple[list[Block], Tensor]:
+    """Returns the blocks of a story, and the log-density, (), of what no block touches.
+
+    Tables of pairs are read from a few data, and hold for all if these are told by them, too.
+    """
+    if len(data[0]) > _FEW:
+        try:
+            few = Reader(model, tuple(x[:_FEW] for x in data), even)
+            whole = Reader(model, data, even, few)
+            return whole.blocks, whole.constant()
+        except (VaryingError, RuntimeError):  # or it has parameters of its own for each datum
+            pass
+    whole = Reader(model, data, even)
+    return whole.blocks, whole.constant()
 
 
 class Blocks:
@@ -42,8 +60,9 @@ class Blocks:
         self.structured = structured
         try:
             self.blocks, self.constant = taken_apart(model, *data, even=True)
-        except UnevenError:  # then each step has latents of its own
+        except _UNEVEN:  # then each step has latents of its own, which are no chain here
             self.blocks, self.constant = taken_apart(model, *data, even=False)
+            self.structured = False
         self.variables = {block.name: block.variable for block in self.blocks}
         self.q: list[Tensor] = []  # (T, B, K) of each block
         self._judge(model, *data)

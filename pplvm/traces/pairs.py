@@ -28,7 +28,6 @@ from pplvm.traces.series import Loop, Series
 from pplvm.traces.sites import PARTICLES
 
 _CHECKED = 8  # configurations at random
-_FEW = 4  # data that tables of pairs are read from; arbitrary
 
 Key = frozenset[int]  # the blocks that touch the same sites
 
@@ -87,6 +86,10 @@ class _Run(NamedTuple):
     loops: list[Loop]
     particles: str  # the symbol of the configurations
 
+    def homes_alone(self) -> frozenset[str]:
+        """Returns the plates of the block, but that of the configurations."""
+        return frozenset().union(*self.homes.values()) - {self.particles}
+
     def one(self, f: Factor) -> Factor:
         """Takes a factor in the first configuration."""
         if self.particles not in f.dims:
@@ -97,22 +100,6 @@ class _Run(NamedTuple):
 
 class VaryingError(Exception):
     """Pairs whose tables are not the same for all data."""
-
-
-def taken_apart(model: Callable, *data: Tensor, even: bool) -> tuple[list[Block], Tensor]:
-    """Returns the blocks of a story, and the log-density, (), of what no block touches.
-
-    Tables of pairs are read from a few data, and hold for all if these are told by them, too.
-    """
-    if len(data[0]) > _FEW:
-        try:
-            few = Reader(model, tuple(x[:_FEW] for x in data), even)
-            whole = Reader(model, data, even, few)
-            return whole.blocks, whole.constant()
-        except (VaryingError, RuntimeError):  # or it has parameters of its own for each datum
-            pass
-    whole = Reader(model, data, even)
-    return whole.blocks, whole.constant()
 
 
 class Reader:
@@ -138,6 +125,13 @@ class Reader:
         self.runs = [self._run(m) for m in range(len(self.names))]
         for m in range(len(self.names)):
             check_rows(lambda m=m: self._listing(m))
+        homes = [run.homes_alone() for run in self.runs]
+        other = next((m for m, home in enumerate(homes) if home != homes[0]), None)
+        if other is not None:
+            raise ValueError(
+                f"the discrete latents '{self.names[0]}' and '{self.names[other]}' are in different "
+                "plates, which cavi does not tie together: use exact."
+            )
         self.touching: dict[str, Key] = {}
         for m, run in enumerate(self.runs):
             for f in run.factors:

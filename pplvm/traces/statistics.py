@@ -66,7 +66,7 @@ def _bernoulli(fn: dist.Bernoulli, x: Statistics) -> Tensor:
 
 
 def _poisson(fn: dist.Poisson, x: Statistics) -> Tensor:
-    return torch.xlogy(x.mean, fn.rate) - fn.rate
+    return x.mean * fn.rate.clamp(min=torch.finfo(fn.rate.dtype).tiny).log() - fn.rate
 
 
 _AVERAGES = {dist.Normal: _normal, dist.Bernoulli: _bernoulli, dist.Poisson: _poisson}
@@ -127,6 +127,9 @@ def _averages(graph: Graph, f: Factor, weight: Factor) -> Statistics | None:
     """Averages what a site observes by weights of its states."""
     site = graph.trace.nodes[f.site]
     fn, of_dim = site["fn"], site["infer"]["_dim_to_symbol"]
+    scale = site["scale"]
+    if isinstance(scale, Tensor) and (scale.numel() > 1 or functorch.is_batchedtensor(scale)):
+        return None  # which weighs data each in its own way
     times = [time_of(i) for i in range(len(graph.loops))]
     known = torch.as_tensor(True if site["mask"] is None else site["mask"])
     value, mask = Term(site["value"], False), Term(known, False)
@@ -144,7 +147,7 @@ def _averages(graph: Graph, f: Factor, weight: Factor) -> Statistics | None:
     if not states or not set(x.dims) <= set(dims) or not set(known.dims) <= set(dims):
         return None
     seen = w * align(known, dims).to(w.dtype)
-    centre = x.term.flatten(0, -2).to(w.dtype).mean(0)
+    centre = x.term.reshape(-1, x.term.shape[-1]).to(w.dtype).mean(0)
     rows = x.term.to(w.dtype) - centre
     all_, total = _summed(w, dims, states), _summed(seen, dims, states)
     least = torch.finfo(w.dtype).tiny
