@@ -51,14 +51,8 @@ def sequences(data: Data) -> Data:
     x = _measured(data[0])
     N, T, _ = x.shape
     lengths = torch.as_tensor(data[1]) if len(data) > 1 else torch.full((N,), T)
-    wrong = (lengths != lengths.long()) | (lengths < 1) | (lengths > T)  # (N,)
-    if wrong.any():
-        row = int(wrong.nonzero()[0])
-        raise ValueError(
-            f"takes lengths that are whole numbers from 1 to {T}, got {lengths[row].item():g} in row "
-            f"{row}"
-        )
-    return x, lengths.long()
+    same = torch.equal(lengths.double(), lengths.double().round())  # else the story will say so
+    return x, lengths.long() if same else lengths
 
 
 def _measured(x: Array) -> Array:

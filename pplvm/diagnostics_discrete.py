@@ -71,9 +71,10 @@ def counts(draws: Draws, names: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def total_variation(
     q: Mapping[str, Tensor], p: Mapping[str, Tensor], counted: Mapping[str, Tensor]
 ) -> float:
-    """Returns the mean total variation over all sites and plates that count."""
-    apart = [0.5 * (q[name] - p[name]).abs().sum(-1)[counted[name]] for name in p]
-    return float(torch.cat([part.flatten() for part in apart]).mean())
+    """Returns the mean total variation over all sites and plates that count, 0 if none does."""
+    apart = [0.5 * (q[name] - p[name]).abs().sum(-1)[counted[name]].flatten() for name in p]
+    whole = torch.cat(apart)
+    return float(whole.mean()) if len(whole) else 0.0
 
 
 def _variables(answer: Any) -> Mapping:

@@ -172,7 +172,10 @@ BAD = {
     ),
     "pixels that are not binary": (("fit", "vae", "--data", "table.npz"), "Bernoulli"),
     "sequences that are none": (("fit", "hmm", "--data", "table.npz"), "sequences (N, T, D)"),
-    "lengths that are none": (("fit", "hmm", "--data", "long.npz"), "from 1 to 4, got 5 in row 1"),
+    "lengths that are none": (
+        ("fit", "hmm", "--data", "long.npz"),
+        "'lengths' is 5 in row 1: give whole numbers from 0 to 4",
+    ),
     "a guide that is missing": (("compare", "hmm", "--methods", "iwae"), "'iwae' needs a guide"),
     "steps": (("fit", "vae", "--num-steps", "0"), "--num-steps"),
     "no such option": (("fit", "vae", "--frob"), "--frob"),
