@@ -145,6 +145,7 @@ def test_discrete_stories_are_compared_by_their_probabilities(folder, story):
     assert "failed" not in html
 
 
+@pytest.mark.slow
 def test_sequences_without_lengths_are_whole(folder):
     np.save(folder / "rolls.npy", np.random.default_rng(1).integers(0, 2, (9, 5, 6)))
     story = ("hmm", "--data", "rolls.npy", "--latent-dim", "2")

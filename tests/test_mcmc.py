@@ -383,6 +383,8 @@ import pplvm
 from pplvm import mcmc
 from pplvm.models.factor_analysis import FactorAnalysis
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it in the background
+
 model, x = FactorAnalysis(4, 2).double(), torch.randn(6, 4, dtype=torch.float64)
 never = 10_000_000
 nuts, chees = dict(num_chains=2), dict(num_chains=4)
@@ -401,18 +403,9 @@ for sampler, options in ((pplvm.nuts, nuts | compiled), (pplvm.chees, chees | gr
     sampler(model, x, num_warmup=2, num_samples=2, **options)  # so that no case has to compile
 
 
-done = threading.Event()
-
-
 def interrupted(function):  # not while a potential is traced, where some callbacks drop exceptions
-    def interrupt():  # after two seconds, and again if that was dropped
-        delay = 2.0
-        while not done.wait(delay):
-            os.kill(os.getpid(), signal.SIGINT)
-            delay = 10.0
-
     def sample(*args, **kwargs):
-        threading.Thread(target=interrupt, daemon=True).start()
+        threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGINT)).start()
         return function(*args, **kwargs)
 
     return sample
@@ -428,9 +421,6 @@ for name, (sampler, options) in cases.items():
             found = [list(value.shape[:2]) for value in values], bool(draws["z"].isfinite().all())
         except KeyboardInterrupt:
             found = "KeyboardInterrupt"
-    done.set()
-    threading.Event().wait(0.1)  # for the thread to see it
-    done.clear()
     print(json.dumps([name, found, said.getvalue()]))
 """
 
