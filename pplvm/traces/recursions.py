@@ -10,8 +10,8 @@ The sum over i is then M products with one matrix each, O(M K^(M+1)) instead of 
 
 Products of exponentials are shifted by the largest summand of each row. Where even so one comes near
 underflow, which is looked for, all is done again by log-sum-exp: slower, and exact. The gradient is
-the backward recursion, of the same cost; it is all that is kept, T states, and no graph of steps. A few
-long chains are cut into blocks (:mod:`pplvm.traces.blockwise`).
+the backward recursion, of the same cost, without a graph of steps. A few long chains are cut into
+blocks (:mod:`pplvm.traces.blockwise`).
 
 References:
     | A tutorial on hidden Markov models (Rabiner, 1989) https://doi.org/10.1109/5.18626
@@ -23,6 +23,7 @@ K_1, …, K_M. All logarithms are natural; -inf is impossible.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from math import log, prod
 
 import torch
@@ -134,12 +135,10 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     """Returns log Z (B,) and the messages alpha (T, B, *K), up to a constant for each step."""
     (first, later), tops = zip(*map(_lowered, (first[None], later)), strict=True)
-    parts, in_blocks = (first[0], later, known), blockwise.pays(later, moves)
+    parts, cut = (first[0], later, known), blockwise.pays(later, moves)
     for kind in (Products, Sums):
-        if in_blocks:
-            alpha, safe = blockwise.forward(*parts, moves[0], kind, _filter)
-        else:
-            alpha, safe = _filter(*parts, kind(moves))
+        how = partial(blockwise.forward, A=moves[0], kind=kind, run=_filter)
+        alpha, safe = how(*parts) if cut else _filter(*parts, kind(moves))
         if safe:
             break
     return alpha[-1].flatten(1).logsumexp(1) + torch.cat(tops).sum(0), alpha
@@ -148,12 +147,10 @@ def _forward(
 @torch.library.custom_op("pplvm::backward", mutates_args=())
 def _backward(moves: list[Tensor], later: Tensor, known: Tensor) -> Tensor:
     """Returns the messages beta (T, B, *K): the log-density of all later steps."""
-    in_blocks = blockwise.pays(later, moves)
+    cut = blockwise.pays(later, moves)
     for kind in (Products, Sums):
-        if in_blocks:
-            beta, safe = blockwise.backward(later, known, moves[0], kind, _smooth)
-        else:
-            beta, safe = _smooth(later, known, kind(moves))
+        how = partial(blockwise.backward, A=moves[0], kind=kind, run=_smooth)
+        beta, safe = how(later, known) if cut else _smooth(later, known, kind(moves))
         if safe:
             break
     return beta
