@@ -38,7 +38,7 @@ from pplvm.batches import Array, as_tensors, check_count, check_data, check_seed
 from pplvm.cavi_parameters import Coordinates, grouped
 from pplvm.conjugate_families import Factors, family_of
 from pplvm.contract import bind
-from pplvm.draws import Draws
+from pplvm.draws import Draws, independent
 from pplvm.enumeration import moments
 from pplvm.parameters import double_by_default, module_of
 from pplvm.traces import Site
@@ -72,18 +72,8 @@ class CAVI:
             torch.manual_seed(mix(seed, 5))
             values = self.factors.sample(num_draws) if self.factors else {}
             values |= self.discrete.draws(num_draws) if self.marginals else {}
-        sites = traces.look(self.model, *self.data)
-        return Draws(
-            values={
-                name: (x.to(dtype) if x.is_floating_point() else x)[None]
-                for name, x in values.items()
-            },
-            plates={name: tuple(n for n, _, _ in sites[name].plates) for name in values},
-            stats={},
-            model=self.model,
-            data=self.data,
-            settings=self.settings,
-            seconds=self.seconds,
+        return independent(
+            self, {n: x.to(dtype) if x.is_floating_point() else x for n, x in values.items()}
         )
 
 

@@ -173,6 +173,20 @@ class Draws:
         return {n: torch.cat([p[n] for p in parts]).unflatten(0, (C, S)) for n in parts[0]}
 
 
+def independent(answer: Any, values: Mapping[str, Tensor]) -> Draws:
+    """Returns independent draws (S, …) as one chain, of the story and data of what made them."""
+    sites = traces.look(answer.model, *answer.data)
+    return Draws(
+        values={name: value[None] for name, value in values.items()},
+        plates={name: tuple(n for n, _, _ in sites[name].plates) for name in values},
+        stats={},
+        model=answer.model,
+        data=answer.data,
+        settings=answer.settings,
+        seconds=answer.seconds,
+    )
+
+
 def _values(sites: dict[str, Site], names: list[str]) -> dict[str, Tensor]:
     return {name: sites[name].value for name in names}
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pplvm import traces
 from pplvm.batches import check_count, check_seed, mix
-from pplvm.draws import Draws
+from pplvm.draws import Draws, independent
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,16 +65,7 @@ class Enumerated:
         with torch.random.fork_rng():
             torch.manual_seed(mix(seed, 4))
             values = self.listed.draws(num_draws)
-        sites = traces.look(self.model, *self.data)
-        return Draws(
-            values={name: value[None] for name, value in values.items()},
-            plates={name: tuple(n for n, _, _ in sites[name].plates) for name in values},
-            stats={},
-            model=self.model,
-            data=self.data,
-            settings=self.settings,
-            seconds=self.seconds,
-        )
+        return independent(self, values)
 
 
 def enumerated(model: Callable, *data: Tensor) -> Enumerated:

@@ -175,7 +175,7 @@ def test_averages_are_taken_where_they_can_be():
     for name in ("gaussian_hmm", "poisson_hmm", "bernoulli_hmm", "factorial_hmm", "neural_hmm"):
         model, data = story(name).double(), data_of(name)
         listed = traces.Listed(model, *data)
-        statistics = statistics_of(listed.graph, listed.weights()[1], listed.latents.depth)
+        statistics = statistics_of(listed.graph, listed.weights()[1])
         with torch.no_grad(), Averaged(statistics):
             later = listed.again().graph.chains[0].later
         found[name] = later.stride(0) == 0  # one number for all steps

@@ -29,6 +29,7 @@ class Graph(NamedTuple):
     chains: list[Chain]
     loops: list[Loop]
     trace: poutine.Trace
+    dims: dict[str, str]  # of each site's own factor, before loops were taken out
 
     def total(self, best: bool = False, kept: str = "") -> tuple[Tensor, list[Step]]:
         """Sums all discrete latents out: the total, and the steps of those in no chain."""
@@ -71,8 +72,9 @@ def graph_of(model: Callable, latents: Plan, *data: Tensor, even: bool = False) 
 
 def _graph(model: Callable, latents: Plan, loops: Any, *data: Tensor) -> Graph:
     trace, factors, homes, found = _listed(model, latents, loops, *data)
+    dims = {f.site: f.dims for f in factors}
     chains, factors, homes = collapse(found, trace, factors, homes)
-    return Graph(factors, homes, chains, found, trace)
+    return Graph(factors, homes, chains, found, trace, dims)
 
 
 def _listed(

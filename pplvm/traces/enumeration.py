@@ -91,7 +91,7 @@ class Listed:
 
         It is so up to a constant, and sees the data by expected sufficient statistics where it can.
         """
-        statistics = statistics_of(self.graph, weights, self.latents.depth)
+        statistics = statistics_of(self.graph, weights)
 
         def expected() -> Tensor:
             with Averaged(statistics):

@@ -27,7 +27,7 @@ from torch._C import _functorch as functorch
 
 from pplvm.traces.discrete import Graph
 from pplvm.traces.elimination import Factor, align
-from pplvm.traces.factors import factors_of, time_of
+from pplvm.traces.factors import time_of
 from pplvm.traces.products import unexpanded
 from pplvm.traces.series import Term
 
@@ -84,10 +84,9 @@ class Averaged(Messenger):
             msg["infer"]["_statistics"] = self.statistics[msg["name"]]
 
 
-def statistics_of(graph: Graph, weights: list[Tensor], depth: int) -> dict[str, Statistics]:
+def statistics_of(graph: Graph, weights: list[Tensor]) -> dict[str, Statistics]:
     """Returns the statistics of each observed site that has them, given the weights of a graph."""
     shared = dict(zip((f.site for f in graph.factors), weights, strict=False))
-    factors, _ = factors_of(graph.trace, depth, graph.loops)
     rest = iter(weights[len(graph.factors) :])
     responsible: list[list[Factor]] = []
     for chain in graph.chains:
@@ -105,17 +104,16 @@ def statistics_of(graph: Graph, weights: list[Tensor], depth: int) -> dict[str, 
             Factor("", later.reshape(len(later), *chain.sizes, *states), chain.time + chain.dims + then),
         ])  # fmt: skip
     found = {}
-    for f in factors:
-        site = graph.trace.nodes[f.site]
-        if not site["is_observed"]:
+    for name, dims in graph.dims.items():
+        if not graph.trace.nodes[name]["is_observed"]:
             continue
-        if f.site in shared:
-            weight = Factor("", shared[f.site], f.dims)
+        if name in shared:
+            weight = Factor("", shared[name], dims)
         else:
-            fitting = (w for pair in responsible for w in pair if set(f.dims) <= set(w.dims))
+            fitting = (w for pair in responsible for w in pair if set(dims) <= set(w.dims))
             weight = next(fitting, None)
         if weight is not None:
-            found[f.site] = _averages(graph, f, weight)
+            found[name] = _averages(graph, name, weight)
     return {name: x for name, x in found.items() if x is not None}
 
 
@@ -123,9 +121,9 @@ def _symbol(graph: Graph, name: str) -> str:
     return graph.trace.nodes[name]["infer"].get("_enumerate_symbol") or ""
 
 
-def _averages(graph: Graph, f: Factor, weight: Factor) -> Statistics | None:
+def _averages(graph: Graph, name: str, weight: Factor) -> Statistics | None:
     """Averages what a site observes by weights of its states."""
-    site = graph.trace.nodes[f.site]
+    site = graph.trace.nodes[name]
     fn, of_dim = site["fn"], site["infer"]["_dim_to_symbol"]
     scale = site["scale"]
     if isinstance(scale, Tensor) and (scale.numel() > 1 or functorch.is_batchedtensor(scale)):
@@ -134,16 +132,18 @@ def _averages(graph: Graph, f: Factor, weight: Factor) -> Statistics | None:
     known = torch.as_tensor(True if site["mask"] is None else site["mask"])
     value, mask = Term(site["value"], False), Term(known, False)
     for time, loop in zip(times, graph.loops, strict=True):
-        if f.site in loop.seen:
-            (value, mask), times = loop.seen[f.site], [time]
+        if name in loop.seen:
+            (value, mask), times = loop.seen[name], [time]
     event = len(fn.event_shape)
     x = value.tensor.flatten(value.tensor.ndim - event) if event else value.tensor[..., None]
     x = _with_dims(Term(x, value.timed), of_dim, times[0] if times else "", 1)
     known = _with_dims(mask, of_dim, times[0] if times else "", 0)
-    states = "".join(s for _, s in sorted(of_dim.items()) if s in f.dims and s in _states(graph))
-    over = [i for i, d in enumerate(weight.dims) if d not in f.dims]
+    states = "".join(
+        s for _, s in sorted(of_dim.items()) if s in graph.dims[name] and s in _states(graph)
+    )
+    over = [i for i, d in enumerate(weight.dims) if d not in graph.dims[name]]
     w = weight.term.sum(over) if over else weight.term
-    dims = "".join(d for d in weight.dims if d in f.dims)
+    dims = "".join(d for d in weight.dims if d in graph.dims[name])
     if not states or not set(x.dims) <= set(dims) or not set(known.dims) <= set(dims):
         return None
     seen = w * align(known, dims).to(w.dtype)
