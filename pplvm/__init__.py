@@ -9,6 +9,7 @@ from pplvm.draws import Draws
 from pplvm.em import EM, em
 from pplvm.exact import Exact, exact
 from pplvm.fit import Fit, fit, load
+from pplvm.gradient_report import GradientReport, gradient_report
 from pplvm.likelihood import LogMarginal, log_marginal
 from pplvm.mcmc import chees, nuts
 from pplvm.table import Row, Table
@@ -22,6 +23,7 @@ __all__ = [
     "Estimate",
     "Exact",
     "Fit",
+    "GradientReport",
     "LogMarginal",
     "Row",
     "Table",
@@ -34,6 +36,7 @@ __all__ = [
     "exact",
     "explain",
     "fit",
+    "gradient_report",
     "load",
     "log_marginal",
     "nuts",

@@ -208,17 +208,33 @@ def objective_name(objective: Callable) -> str:
     return name + ("(" + ", ".join(f"{k}={v}" for k, v in options.items()) + ")" if options else "")
 
 
+# How each objective differentiates by way of a latent that is not reparameterisable.
+_BY_DRAWS = {
+    "score_function": "score function",
+    "NVIL": "score function, learned baselines",
+    "vimco": "score function, the other draws as baseline",
+    "muprop": "score function, expansion at the mean as baseline",
+    "REBAR": "score function, soft control variate",
+    "RELAX": "score function, soft and learned control variate",
+    "arm": "mirrored pairs of draws",
+    "disarm": "mirrored pairs of draws",
+    "concrete": "pathwise at soft values, biased",
+    "straight_through": "straight through, biased",
+}
+
+
 def _estimator(objective: Callable, p: Site, q: Site) -> str:
     name = objective_name(objective)
-    if name.startswith(("wake_sleep", "reweighted")):
+    function = name.partition("(")[0]
+    if function in ("wake_sleep", "reweighted_wake_sleep"):
         return "score of fixed draws"
-    if not name.startswith(("elbo", "iwae")):
+    if function not in ("elbo", "iwae", *_BY_DRAWS):
         return f"as {name} has it"
     if not q.fn.has_rsample:
-        return "none: not reparameterisable"
-    if name.startswith("elbo") and traces.closed_kl(q.fn, p.fn) is not None:
+        return _BY_DRAWS.get(function, "none: not reparameterisable")
+    if function not in ("iwae", "vimco") and traces.closed_kl(q.fn, p.fn) is not None:
         return "pathwise, KL in closed form"
-    return "pathwise"
+    return "none: reparameterisable" if function == "vimco" else "pathwise"
 
 
 def _run(role: str, program: Callable, *data: Tensor) -> dict[str, Site]:

@@ -259,7 +259,7 @@ def fit(
     run.evaluation_mode()
     settings |= {"num_steps": run.step_count, "stopped": stopped, "compile": run.gradients.choice}
     model, guide = run.bound()
-    return Fit(model, guide, objective, run.history, () if loaded else data, settings, run)
+    return Fit(model, guide, run.objective, run.history, () if loaded else data, settings, run)
 
 
 def load(
@@ -293,7 +293,7 @@ def load(
         run.restore_best()
     run.evaluation_mode()
     model, guide = run.bound()
-    return Fit(model, guide, objective, run.history, data, state["settings"], run)
+    return Fit(model, guide, run.objective, run.history, data, state["settings"], run)
 
 
 def _remembered(settings: Mapping[str, Any]) -> Callable[..., Estimate]:

@@ -35,10 +35,11 @@ class Gradients:
     Args:
         estimate: The objective, (batch…, KL weight or None) -> Estimate.
         parameters: What to differentiate in.
-        places: Returns the dicts and lists in which programs find those parameters.
-        buffers: Returns what else programs may change; where they do, nothing is compiled.
+        places: Returns the dicts and lists in which programs find those parameters, and buffers.
+        buffers: Returns what else programs and objective may change, such as running statistics.
         clip_norm: The largest norm of the gradient, or None.
         mode: One of :data:`pplvm.compile.MODES`.
+        num_clipped: How many parameters that norm is of, the first ones; by default all.
     """
 
     def __init__(
@@ -49,8 +50,9 @@ class Gradients:
         buffers: Callable[[], dict[str, Tensor]],
         clip_norm: float | None,
         mode: str,
+        num_clipped: int | None = None,
     ) -> None:
-        self.estimate, self.parameters = estimate, parameters
+        self.estimate, self.parameters, self.num_clipped = estimate, parameters, num_clipped
         self.places, self.buffers = places, buffers
         self.clip_norm, self.mode = clip_norm, mode
         self.choice = "off: as asked" if mode == "off" else f"{mode}: not reached"
@@ -100,9 +102,11 @@ class Gradients:
             estimate = self.estimate(*batch, weight=weight)
             grads = torch.autograd.grad(estimate.loss, parameters, allow_unused=True)
         if self.clip_norm is not None:  # as torch.nn.utils.clip_grad_norm_ has it
-            norm = torch.nn.utils.get_total_norm([g for g in grads if g is not None])
+            clipped = grads[: self.num_clipped]
+            norm = torch.nn.utils.get_total_norm([g for g in clipped if g is not None])
             shrink = (self.clip_norm / (norm + 1e-6)).clamp(max=1.0)
-            grads = [None if g is None else g * shrink for g in grads]
+            clipped = [None if g is None else g * shrink for g in clipped]
+            grads = [*clipped, *grads[len(clipped) :]]
         return *grads, torch.stack((estimate.loss.detach(), estimate.bound.mean()))
 
     # ---- tracing ----
@@ -138,33 +142,41 @@ class Gradients:
         return fast
 
     def _traced(self, batch: tuple[Tensor, ...], weight: float | None) -> "_Fast":
-        num, unseen = len(self.parameters), []
+        num, unseen, changing = len(self.parameters), [], self._changing(batch, weight)
 
         def pure(*inputs: Tensor) -> tuple[Tensor, ...]:
             point = [p.detach().requires_grad_() for p in inputs[:num]]
-            rest = inputs[num:]
-            with self._at(point):
+            state = [b.clone() for b in inputs[num : num + len(changing)]]
+            rest = inputs[num + len(changing) :]
+            found = self.buffers()
+            held = [*self.parameters, *(found[name] for name in changing)]
+            with self._at(held, [*point, *state]):
                 out = self._differentiate(
                     point, *((rest[1:], rest[0]) if weighted else (rest, None))
                 )
+                found = self.buffers()
+                after = [found[name].detach() for name in changing]
             unseen[:] = [g is None for g in out]
-            return tuple(g.detach() for g in out if g is not None)
+            return (*(g.detach() for g in out if g is not None), *after)
 
         weighted = weight is not None
         extra = (torch.tensor(weight),) if weighted else ()
         with self._undisturbed() as buffers:
-            try:
-                traced = trace(pure, *(p.detach() for p in self.parameters), *extra, *batch)
-            finally:  # whatever the trace says of it, this is the cause
-                changed = [n for n, b in self.buffers().items() if not torch.equal(b, buffers[n])]
-                if changed:
-                    raise NotTraceableError(f"a module keeps running statistics in '{changed[0]}'")
-        return _Fast(traced, list(unseen[:-1]), traced.interpreted())
+            state = [buffers[name] for name in changing]
+            traced = trace(pure, *(p.detach() for p in self.parameters), *state, *extra, *batch)
+        state = _State(changing, self.buffers)
+        return _Fast(traced, list(unseen[:-1]), state, traced.interpreted())
+
+    def _changing(self, batch: tuple[Tensor, ...], weight: float | None) -> list[str]:
+        """Returns the names of the buffers that a gradient changes."""
+        with self._undisturbed() as buffers, pyro.validation_enabled(False):
+            self._differentiate(self.parameters, batch, weight)
+            return [n for n, b in self.buffers().items() if not torch.equal(b, buffers[n])]
 
     @contextmanager
-    def _at(self, point: list[Tensor]) -> Iterator[None]:
-        """Lets programs find other tensors where their parameters are."""
-        other = {id(p): q for p, q in zip(self.parameters, point, strict=True)}
+    def _at(self, here: list[Tensor], there: list[Tensor]) -> Iterator[None]:
+        """Lets programs find other tensors where their parameters and buffers are."""
+        other = {id(p): q for p, q in zip(here, there, strict=True)}
         held = [
             (place, key, p)
             for place in self.places()
@@ -197,7 +209,7 @@ class Gradients:
     def _agrees(self, fast: "_Fast", batch: tuple[Tensor, ...], weight: float | None) -> bool:
         """Whether a trace gives the eager gradient near the parameters, by the same draws."""
         seed = fast.calls
-        with self._undisturbed():
+        with self._undisturbed() as buffers:
             torch.manual_seed(seed)
             with torch.no_grad():
                 for p in self.parameters:
@@ -205,14 +217,19 @@ class Gradients:
             torch.manual_seed(seed)
             with pyro.validation_enabled(False):
                 *want, report = self._differentiate(self.parameters, batch, weight)
+            after = {name: b.detach().clone() for name, b in self.buffers().items()}
+            with torch.no_grad():
+                for name, b in self.buffers().items():
+                    b.copy_(buffers[name])
             torch.manual_seed(seed)
             got = fast(self.parameters, batch, weight)
             pairs = [*zip(got.grads, want, strict=True), (torch.tensor(got[1:]), report)]
+            pairs += [(b, after[name]) for name, b in self.buffers().items()]
             return all(_close(a, b) for a, b in pairs)
 
     def _seconds(self, fast: "_Fast", batch: tuple[Tensor, ...], weight: float | None) -> float:
         times = []
-        with torch.random.fork_rng():
+        with self._undisturbed():
             for _ in range(_TIMED):
                 start = time.perf_counter()
                 fast(self.parameters, batch, weight)
@@ -225,22 +242,47 @@ class Gradients:
         warnings.warn(f"the steps are not compiled: {why}; they run eagerly.", stacklevel=2)
 
 
+class _State(NamedTuple):
+    """What a gradient changes beside its results, and finds changed the next time."""
+
+    names: list[str]
+    buffers: Callable[[], dict[str, Tensor]]
+
+    def now(self) -> list[Tensor]:
+        """Returns the buffers."""
+        if not self.names:
+            return []
+        found = self.buffers()
+        return [found[name] for name in self.names]
+
+    def become(self, values: list[Tensor]) -> None:
+        """Gives the buffers new values."""
+        for b, value in zip(self.now(), values, strict=True):
+            b.copy_(value)
+
+
 class _Fast:
     """A traced gradient, as a graph or compiled."""
 
-    def __init__(self, traced: Traced, unseen: list[bool], function: Callable) -> None:
-        self.traced, self._unseen, self._function = traced, unseen, function
-        self.calls, self._some_unseen = 0, any(unseen)
+    def __init__(
+        self, traced: Traced, unseen: list[bool], state: _State, function: Callable
+    ) -> None:
+        self.traced, self._unseen, self._state, self._function = traced, unseen, state, function
+        self.calls, self._some_unseen, self._num_state = 0, any(unseen), len(state.names)
 
     def compiled(self) -> "_Fast":
-        return _Fast(self.traced, self._unseen, self.traced.compiled())
+        return _Fast(self.traced, self._unseen, self._state, self.traced.compiled())
 
     def __call__(
         self, parameters: list[Tensor], batch: tuple[Tensor, ...], weight: float | None
     ) -> Gradient:
         extra = () if weight is None else (torch.tensor(weight),)
         with torch.no_grad():
-            *grads, report = self._function(*parameters, *extra, *batch)
+            out = self._function(*parameters, *self._state.now(), *extra, *batch)
+            if self._num_state:
+                self._state.become(out[-self._num_state :])
+                out = out[: -self._num_state]
+        *grads, report = out
         if self._some_unseen:
             seen = iter(grads)
             grads = [None if unseen else next(seen) for unseen in self._unseen]

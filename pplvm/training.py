@@ -6,21 +6,21 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
-from pyro.infer.autoguide import AutoGuide, AutoNormal
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pplvm import traces
 from pplvm.batches import Batches
 from pplvm.contract import check, check_closures, check_minibatches
 from pplvm.gradients import Gradients
-from pplvm.parameters import Scope, leaves, modules, moved
+from pplvm.parameters import Scope, leaves, module_of, modules, moved
 from pplvm.traces import Program
+from pplvm.training_copies import copies
 from pplvm.types import Estimate
-from pplvm.updates import update
+from pplvm.updates import groups, update
 
 
 @dataclass
@@ -68,10 +68,12 @@ class Run:
         compile: str = "off",
         num_steps: int = 1000,
     ) -> None:
-        self.model, self.guide = _copies(model, guide, *batches.first())
+        self.model, self.guide = copies(model, guide, *batches.first())
         for module in modules(self.model, self.guide).values():
             module.to(device).train()
-        self.objective, self.batches, self.device = objective, batches, device
+        self.objective, self.batches, self.device = copy.deepcopy(objective), batches, device
+        learning = module_of(self.objective)  # an objective with parameters or averages of its own
+        self.learning = None if learning is None else learning.to(device).train()
         self.kl_schedule, self.num_steps = kl_schedule, num_steps
         self.scope = Scope(seed)
         self.model, self.guide = (self.scope.thaw(f) for f in (self.model, self.guide))
@@ -84,23 +86,28 @@ class Run:
             self.scope.adopt(modules(self.model, self.guide))
             self.parameters = leaves(self.model, self.guide)
             with moved(self.parameters.values()):
-                known = traces.prepared(Program(self.model, 1.0, self._nesting), self.guide, *first)
-            self.listed, self._even = known.listed, known.even
+                known = traces.prepared(
+                    Program(self.model, nesting=self._nesting), self.guide, *first
+                )
+            self._known = known
             if batches.per_epoch > 1:
                 check_minibatches(self.model, self.listed, *first)
             check_closures(self.model, self.guide, self.parameters)
+            if hasattr(self.learning, "prepare"):
+                self.learning.prepare(self.model, self.guide, *first)
         if not self.parameters:
             raise ValueError(
                 "neither model nor guide has a parameter to learn: use nn.Parameter or pyro.param, "
                 "and leave requires_grad on."
             )
-        self.optimizer = optimizer(list(self.parameters.values()))
+        learned, own = list(self.parameters.values()), list(self._of_objective().values())
+        self.optimizer = optimizer(groups(learned, own, getattr(self.learning, "lr", None)))
         self.scheduler = scheduler(self.optimizer) if scheduler is not None else None
-        learned = list(self.parameters.values())
         self.gradients = Gradients(
-            self.estimate, learned, self._places, self._buffers, clip_norm, compile
-        )
-        self._update = update(self.optimizer, learned)
+            self.estimate, [*learned, *own], self._places, self._buffers, clip_norm, compile,
+            num_clipped=len(learned),
+        )  # fmt: skip
+        self._update = update(self.optimizer, [*learned, *own])
         self.step_count, self.history = 0, History()
         self.best: dict[str, Tensor] | None = None
         self.best_step = 0
@@ -147,13 +154,29 @@ class Run:
         short = per_epoch > 1 and len(batch[0]) < self.batches.batch_size
         return left // per_epoch if short else left
 
+    @property
+    def listed(self) -> frozenset[str]:
+        """The discrete latents that are summed out."""
+        return self._known.listed
+
+    def _modules(self) -> dict[str, nn.Module]:
+        own = {} if self.learning is None else {"objective": self.learning}
+        return modules(self.model, self.guide) | own
+
+    def _of_objective(self) -> dict[str, Tensor]:
+        """Returns what the objective learns by itself."""
+        named = () if self.learning is None else self.learning.named_parameters()
+        return {name: p for name, p in named if p.requires_grad}
+
     def _places(self) -> list[dict | list]:
-        return self.scope.places(modules(self.model, self.guide))
+        owned = self._modules()
+        parts = [part for module in owned.values() for part in module.modules()]
+        return [*self.scope.places(owned), *(part._buffers for part in parts)]
 
     def _buffers(self) -> dict[str, Tensor]:
         return {
             f"{role}.{name}": b
-            for role, module in modules(self.model, self.guide).items()
+            for role, module in self._modules().items()
             for name, b in module.named_buffers()
         }
 
@@ -161,8 +184,7 @@ class Run:
         """Returns the objective's estimate on one batch, the divergence weighted if so asked."""
         share = len(batch[0]) / self.batches.size
         model, guide = (
-            Program(f, share, self._nesting, self.listed, self._even)
-            for f in (self.model, self.guide)
+            replace(self._known, program=f, share=share) for f in (self.model, self.guide)
         )
         if weight is None:
             return self.objective(model, guide, *batch)
@@ -194,12 +216,12 @@ class Run:
 
     def evaluation_mode(self) -> None:
         """Tells modules, such as dropout, that training is over."""
-        for module in modules(self.model, self.guide).values():
+        for module in self._modules().values():
             module.eval()
 
     @contextmanager
     def _evaluating(self, seed: int) -> Iterator[None]:
-        owned = modules(self.model, self.guide).values()
+        owned = self._modules().values()
         self.evaluation_mode()
         with torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -257,6 +279,7 @@ class Run:
         return {
             "parameters": dict(self.parameters),
             "frozen": self._frozen(),
+            "objective": self._of_objective(),
             "buffers": self._buffers(),
             "best": self.best,
             "best_step": self.best_step,
@@ -270,6 +293,7 @@ class Run:
     def load(self, state: dict) -> None:
         """Takes over what :meth:`state` returned."""
         self.load_parameters(state)
+        _load(self._of_objective(), state.get("objective", {}))
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None and state["scheduler"] is not None:
             self.scheduler.load_state_dict(state["scheduler"])
@@ -280,6 +304,8 @@ class Run:
         _load(self.parameters, state["parameters"])
         for name, b in self._buffers().items():
             saved = state["buffers"].get(name)
+            if saved is None and name.startswith("objective."):
+                continue  # it may be another than the one that made the fit
             if saved is None or saved.shape != b.shape:
                 raise ValueError(
                     f"the file is of another story: it has no buffer '{name}' of shape "
@@ -293,37 +319,10 @@ class Run:
 
 
 def _num_particles(objective: Callable) -> int:
+    if isinstance(objective, nn.Module):
+        return getattr(objective, "num_particles", 1)
     option = inspect.signature(objective).parameters.get("num_particles")
     return 1 if option is None else option.default
-
-
-def _copies(model: Callable, guide: Callable | None, *data: Tensor) -> tuple[Callable, Callable]:
-    """Returns copies of both that share what the originals share."""
-    kinds = _kinds(model, *data) if guide is None else set()
-    discrete = True in kinds
-    if kinds == {True}:
-        guide = nothing
-    memo: dict = {}
-    modules_ = guide.modules() if isinstance(guide, AutoGuide) else ()
-    held = [(g, g._model, g.master) for g in modules_ if isinstance(g, AutoGuide)]
-    model, guide = copy.deepcopy(model, memo), copy.deepcopy(guide, memo)
-    for original, its_model, master in held:  # copying makes both of them forget
-        original._model, original.master = its_model, master
-        memo[id(original)]._model = (copy.deepcopy(its_model[0], memo),)
-    if guide is None:
-        guide = AutoNormal(traces.continuous_part(model)) if discrete else AutoNormal(model)
-    return model, guide
-
-
-def _kinds(model: Callable, *data: Tensor) -> set[bool]:
-    """Returns whether there are discrete latents in a model, and whether there are others."""
-    with Scope(0)():
-        sites = traces.look(model, *data).values()
-    return {site.fn.support.is_discrete for site in sites if site.kind == "latent"}
-
-
-def nothing(*data: Tensor) -> None:
-    """The guide of a story without continuous latents."""
 
 
 class NotFiniteError(ValueError):

@@ -27,21 +27,34 @@ def update(optimizer: Optimizer, parameters: list[Tensor]) -> Callable[[list[Ten
     return apply
 
 
+def groups(learned: list[Tensor], own: list[Tensor], lr: float | None) -> list:
+    """Returns parameters for an optimiser, those of an objective in a group of their own."""
+    if not own:
+        return learned
+    return [{"params": learned}, {"params": own} | ({} if lr is None else {"lr": lr})]
+
+
 def _is_plain_adam(optimizer: Optimizer, parameters: list[Tensor]) -> bool:
-    group, *others = optimizer.param_groups
+    groups = optimizer.param_groups
+    held = [p for group in groups for p in group["params"]]
     return (
         type(optimizer) is Adam
-        and not others
-        and len(group["params"]) == len(parameters)
-        and all(p is q for p, q in zip(group["params"], parameters, strict=True))
-        and bool(group["fused"])
+        and len(held) == len(parameters)
+        and all(p is q for p, q in zip(held, parameters, strict=True))
+        and all(_is_plain(group) for group in groups)
+    )
+
+
+def _is_plain(group: dict) -> bool:
+    return (
+        bool(group["fused"])
         and not (group["amsgrad"] or group["maximize"] or group["decoupled_weight_decay"])
         and not isinstance(group["lr"], Tensor)
     )
 
 
 class _PlainAdam:
-    """Fused Adam with one group of parameters."""
+    """Fused Adam, one operation for each group of parameters."""
 
     def __init__(self, optimizer: Adam, parameters: list[Tensor]) -> None:
         self.optimizer, self.parameters = optimizer, parameters
@@ -72,21 +85,24 @@ class _PlainAdam:
     @torch.no_grad()
     def step(self, grads: list[Tensor]) -> None:
         """Does what ``torch.optim.Adam.step`` comes to."""
-        group = self.optimizer.param_groups[0]
-        first, second, steps = self._moments
         self._taken.add_(1)
-        torch._fused_adam_(
-            self.parameters,
-            grads,
-            first,
-            second,
-            [],
-            steps,
-            lr=group["lr"],
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            amsgrad=False,
-            maximize=False,
-        )
+        start = 0
+        for group in self.optimizer.param_groups:
+            stop = start + len(group["params"])
+            first, second, steps = (moments[start:stop] for moments in self._moments)
+            torch._fused_adam_(
+                self.parameters[start:stop],
+                grads[start:stop],
+                first,
+                second,
+                [],
+                steps,
+                lr=group["lr"],
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                amsgrad=False,
+                maximize=False,
+            )
+            start = stop

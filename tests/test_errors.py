@@ -185,7 +185,7 @@ CASES: dict[str, tuple[Callable, list[str]]] = {
     ),
     "discrete for elbo": (
         lambda: of(*of_oracle(discrete)[:2], torch.ones(4)),
-        ["'k'", "Categorical", "pathwise", "'reweighted_wake_sleep'"],
+        ["'k'", "Categorical", "pathwise", "'score_function'"],
     ),
     "endless without guide": (
         lambda: of(story(prior=dist.Poisson(2.0)), None, X1),

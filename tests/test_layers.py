@@ -30,7 +30,7 @@ ORDER = [
     ["draws"],
     ["align"],
     ["likelihood"],
-    ["fit"],
+    ["fit", "gradient"],
     ["enumeration", "em"],
     ["exact", "conjugate"],
     ["cavi"],
@@ -49,7 +49,7 @@ ORDER = [
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 # A table writes its own report: a convenience that looks up, and only once it is called.
-UPWARD = {("table", "report")}
+UPWARD = {("table", "report"), ("gradient", "plots")}
 
 FILES = sorted(path for path in ROOT.rglob("*.py"))
 STORIES = sorted(path for name in ("models", "guides") for path in (TOP / name).glob("*.py"))

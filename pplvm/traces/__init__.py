@@ -7,6 +7,14 @@ Pyro. Shapes: N data, P particles.
 """
 
 from pplvm.traces.blocks import Blocks
+from pplvm.traces.choices import (
+    Choice,
+    Integrand,
+    dependencies,
+    draw_choices,
+    integrand,
+    listed_states,
+)
 from pplvm.traces.decoding import decode
 from pplvm.traces.densities import (
     Latents,
@@ -16,12 +24,16 @@ from pplvm.traces.densities import (
     elbo_terms,
     first_non_finite,
     mismatch,
+    pathwise_site,
     weigh,
 )
 from pplvm.traces.discrete import loops_are_even
 from pplvm.traces.enumeration import Listed, rest, weighed
+from pplvm.traces.families import closed_kl, distribution_name
 from pplvm.traces.likelihoods import discrete_latents, summed_pointwise
+from pplvm.traces.plays import Layer, Play, Rule, play
 from pplvm.traces.potentials import constrained, potential, unconstrained, unconstrained_shapes
+from pplvm.traces.preparing import prepared
 from pplvm.traces.replays import (
     check_particles,
     log_joint,
@@ -37,10 +49,8 @@ from pplvm.traces.sites import (
     Site,
     SupportError,
     check_support,
-    closed_kl,
     continuous_part,
     declares_parameters,
-    distribution_name,
     factorises,
     in_data_plate,
     look,
@@ -48,15 +58,20 @@ from pplvm.traces.sites import (
     nesting,
     run,
 )
-from pplvm.traces.sums import listable, prepared
+from pplvm.traces.sums import listable
 
 __all__ = [
     "DATA",
     "PARTICLES",
     "Blocks",
+    "Choice",
+    "Integrand",
     "Latents",
+    "Layer",
     "Listed",
+    "Play",
     "Program",
+    "Rule",
     "Scores",
     "Site",
     "SupportError",
@@ -67,21 +82,27 @@ __all__ = [
     "continuous_part",
     "declares_parameters",
     "decode",
+    "dependencies",
     "discrete_latents",
     "distribution_name",
     "draw",
+    "draw_choices",
     "dream",
     "elbo_terms",
     "factorises",
     "first_non_finite",
     "in_data_plate",
+    "integrand",
     "listable",
+    "listed_states",
     "log_joint",
     "look",
     "loops_are_even",
     "mismatch",
     "misused_plate",
     "nesting",
+    "pathwise_site",
+    "play",
     "pointwise",
     "posterior",
     "potential",

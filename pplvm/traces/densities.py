@@ -14,11 +14,10 @@ from pyro.distributions.util import scale_and_mask
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 
+from pplvm.traces.families import closed_kl, distribution_name
 from pplvm.traces.sites import (
     PARTICLES,
     Dreaming,
-    closed_kl,
-    distribution_name,
     in_data_plate,
     nesting,
     samples,
@@ -42,6 +41,8 @@ class Latents(NamedTuple):
     num_particles: int
     plate: AbstractContextManager  # of the particles, outside every plate of the programs
     moving: bool  # whether gradients flow through the draws
+    listed: frozenset[str] = frozenset()  # latents whose states take turns along the particles,
+    num_states: int = 1  # and how many joint ones there are
 
     def detach(self) -> "Latents":
         """Returns the same draws, cut off from what made them."""
@@ -52,7 +53,13 @@ class Latents(NamedTuple):
 
 
 def draw(
-    model: Callable, guide: Callable, *data: Tensor, num_particles: int = 1, moving: bool = True
+    model: Callable,
+    guide: Callable,
+    *data: Tensor,
+    num_particles: int = 1,
+    moving: bool = True,
+    scored: bool = False,
+    within: AbstractContextManager | None = None,
 ) -> Latents:
     """Draws the latents of the guide.
 
@@ -64,22 +71,30 @@ def draw(
         moving: Whether gradients flow through the draws; every site must then be
             reparameterisable, otherwise a ``ValueError`` names it. A draw that does not move
             may be discrete.
+        scored: Whether sites that are not reparameterisable may be among those that move: the
+            objective then accounts for them by their density.
+        within: A handler that the guide runs in, outside the plate of the particles.
     """
     if num_particles < 1:
         raise ValueError(f"'num_particles' should be at least 1, got {num_particles}.")
     if guide is None:
         raise ValueError("'guide' is None, from which nothing can be drawn: give a guide.")
-    plate = _particles(model, guide, *data, num_particles=num_particles)
-    with torch.set_grad_enabled(moving and torch.is_grad_enabled()), plate:
+    plate = particles(model, guide, *data, num_particles=num_particles)
+    with torch.set_grad_enabled(moving and torch.is_grad_enabled()), within or nullcontext(), plate:
         trace = poutine.trace(guide).get_trace(*data)
-    if moving:
+    if moving and not scored:
         for name, site in samples(trace):
             if not site["fn"].has_rsample:
                 raise ValueError(
                     f"site '{name}' ({distribution_name(site['fn'])}) has no pathwise gradient: use "
-                    "'reweighted_wake_sleep', or a Pyro objective such as TraceGraph_ELBO()."
+                    "'score_function', 'NVIL' or, for bounds of several particles, 'vimco'."
                 )
     return Latents(trace, num_particles, plate, moving)
+
+
+def pathwise_site(z: Latents) -> str | None:
+    """Returns the first site of the guide that has a pathwise gradient, if any."""
+    return next((name for name, site in samples(z.trace) if site["fn"].has_rsample), None)
 
 
 def weigh(
@@ -124,8 +139,29 @@ def elbo_terms(
     after the same sites; elsewhere it is :math:`\log q(z) - \log p(z)` at the draws. What the
     data share is spread evenly over them.
     """
+    parts = [
+        split_terms([(t.site, t.value) for t in terms], z.num_particles)
+        for terms in terms_of(model, guide, z, *data)
+    ]
+    size = max((part.local.shape[-1] for part in parts if part.local is not None), default=1)
+    return parts[0].even(size), parts[1].even(size)
+
+
+class Term(NamedTuple):
+    """A summand of the log-likelihood or of the divergence."""
+
+    key: tuple[str, str]  # "p", "q", "kl" or "sum", and the site
+    site: dict
+    value: Tensor  # of the site's batch shape
+
+
+def terms_of(
+    model: Callable, guide: Callable, z: Latents, *data: Tensor
+) -> tuple[list[Term], list[Term]]:
+    """Returns the summands of what :func:`elbo_terms` returns."""
     p_sites, sums, q_sites = _scored(model, guide, z, *data)
-    lik = [(s, site_log_prob(n, s)) for n, s in p_sites.items() if s["is_observed"]] + sums
+    lik = [Term(("p", n), s, site_log_prob(n, s)) for n, s in p_sites.items() if s["is_observed"]]
+    lik += [Term(("sum", ""), *part) for part in sums]
     kl, before, order = [], set(), list(q_sites)
     for name, p in p_sites.items():
         if p["is_observed"]:
@@ -133,15 +169,14 @@ def elbo_terms(
         q = q_sites.pop(name)
         closed = _kl(q, p) if before <= set(order[: order.index(name)]) else None
         if closed is not None:
-            kl.append((q, closed))
+            kl.append(Term(("kl", name), q, closed))
         else:
-            kl += [(q, site_log_prob(name, q)), (p, -site_log_prob(name, p))]
+            kl.append(Term(("q", name), q, site_log_prob(name, q)))
+            kl.append(Term(("p", name), p, -site_log_prob(name, p)))
         before.add(name)
     # What is auxiliary to the guide, or in the model has a prior that depends on what is summed out.
-    kl += [(q, site_log_prob(name, q)) for name, q in q_sites.items()]
-    parts = [split_terms(terms, z.num_particles) for terms in (lik, kl)]
-    size = max((part.local.shape[-1] for part in parts if part.local is not None), default=1)
-    return parts[0].even(size), parts[1].even(size)
+    kl += [Term(("q", name), q, site_log_prob(name, q)) for name, q in q_sites.items()]
+    return lik, kl
 
 
 def dream(model: Callable, guide: Callable, *data: Tensor) -> Tensor:
@@ -213,9 +248,10 @@ def mismatch(latents: set[str], drawn: set[str]) -> str:
     )
 
 
-def _particles(
+def particles(
     model: Callable, guide: Callable, *data: Tensor, num_particles: int
 ) -> AbstractContextManager:
+    """Returns the plate of the particles, outside every plate of both programs."""
     if num_particles == 1:
         return nullcontext()
     return pyro.plate(PARTICLES, num_particles, dim=-1 - nesting(model, guide, *data))

@@ -27,9 +27,10 @@ from pplvm.traces.chains import Chain
 from pplvm.traces.decoding import decode, decoded
 from pplvm.traces.discrete import Graph, graph_of, loops_are_even, place
 from pplvm.traces.elimination import Factor, align
+from pplvm.traces.families import distribution_name
 from pplvm.traces.likelihoods import discrete_latents
 from pplvm.traces.placements import Plan
-from pplvm.traces.sites import DATA, PARTICLES, distribution_name, factorises
+from pplvm.traces.sites import DATA, PARTICLES, factorises
 from pplvm.traces.statistics import Averaged, statistics_of
 from pplvm.traces.sums import listable
 

@@ -8,8 +8,9 @@ from pyro import poutine
 from torch import Tensor
 
 from pplvm.traces.elimination import Factor
+from pplvm.traces.families import distribution_name
 from pplvm.traces.series import Loop, Term
-from pplvm.traces.sites import distribution_name, samples, site_log_prob
+from pplvm.traces.sites import samples, site_log_prob
 
 _FIRST_TIME = 0xE000  # symbols of time axes: for private use, which Pyro's symbols never are
 

@@ -23,7 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pplvm.traces.elimination import check_size
-from pplvm.traces.sites import distribution_name, samples
+from pplvm.traces.families import distribution_name
+from pplvm.traces.sites import samples
 
 MANY = 2**16  # joint states from which on the size of every table is looked at first
 NO_LOOPS = nullcontext()  # loops over time are run as they stand

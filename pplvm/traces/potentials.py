@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from pplvm.traces.discrete import graph_of, place
+from pplvm.traces.families import distribution_name
 from pplvm.traces.placements import Plan
-from pplvm.traces.sites import distribution_name, samples, site_log_prob
+from pplvm.traces.sites import samples, site_log_prob
 
 
 def unconstrained_shapes(

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.distributions import Categorical
 
 from pplvm.traces.elimination import Factor
+from pplvm.traces.families import distribution_name
 from pplvm.traces.series import Loop
-from pplvm.traces.sites import distribution_name
 
 _NEAR = 1e-3  # of a sum to 1, as probabilities that were rounded have it
 

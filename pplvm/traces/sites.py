@@ -1,6 +1,6 @@
 """Programs, and the sites of one run: where they are and what they are worth."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -8,13 +8,12 @@ from typing import Any, NamedTuple
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import kl_divergence
 
+from pplvm.traces.families import distribution_name, soft_log_prob
 from pplvm.traces.products import log_prob
 
 DATA, PARTICLES = "data", "particles"
@@ -27,7 +26,9 @@ class Program:
     ``share`` is B/N for a minibatch of B out of N data: each minibatch then carries its share
     of the log-density of what all data share. ``nesting`` is how many plate dims there are,
     ``listed`` are the discrete latents that the guide leaves to be summed out, and ``even`` says
-    whether loops over time may be run for all their later steps at once.
+    whether loops over time may be run for all their later steps at once. ``depends`` says which
+    latents without a pathwise gradient each log-density depends on, ``few`` which of these have
+    states that can be listed.
     """
 
     program: Callable
@@ -35,6 +36,8 @@ class Program:
     nesting: int | None = None
     listed: frozenset[str] | None = None
     even: bool = False
+    depends: Mapping[tuple[str, str], frozenset[str]] | None = None
+    few: Mapping[str, int] | None = None
 
     def __call__(self, *data: Tensor) -> Any:
         """Runs the program."""
@@ -102,23 +105,6 @@ def misused_plate(program: Callable, *data: Tensor) -> tuple[str, str] | None:
             if frame.name == DATA and frame.full_size not in (None, frame.size):
                 return name, "subsampled"
     return None
-
-
-def distribution_name(fn: Any) -> str:
-    """Returns the name of a distribution, without the wrappers around it."""
-    while type(fn).__name__ in ("Independent", "ExpandedDistribution", "MaskedDistribution"):
-        fn = fn.base_dist
-    return type(fn).__name__
-
-
-def closed_kl(q: Any, p: Any) -> Tensor | None:
-    """Returns the divergence of two distributions if Pyro has it in closed form, else None."""
-    if distribution_name(q) == Delta.__name__:
-        return None  # Pyro's divergence of a Delta forgets its log_density
-    try:
-        return kl_divergence(q, p)
-    except NotImplementedError:
-        return None
 
 
 def nesting(model: Callable, guide: Callable | None, *data: Tensor) -> int:
@@ -220,6 +206,8 @@ def site_log_prob(name: str, site: dict, masked: bool = True) -> Tensor:
         check_support(name, fn, value)
     averages = site["infer"].get("_statistics")
     average = None if averages is None else averages.log_prob(fn)
+    if site["infer"].get("_soft"):
+        return scale_and_mask(soft_log_prob(fn, value), site["scale"], site["mask"])
     if average is not None:  # which a mask has no part in any more
         batch = torch.broadcast_shapes(fn.batch_shape, average.shape)
         return scale_and_mask(average, site["scale"], None).expand(batch)

@@ -11,7 +11,6 @@ from pyro import poutine
 from torch import Tensor
 
 from pplvm.traces.chains import collapse
-from pplvm.traces.discrete import loops_are_even
 from pplvm.traces.elimination import Factor, eliminate
 from pplvm.traces.factors import factors_of
 from pplvm.traces.placements import device_of, enumerated
@@ -19,7 +18,6 @@ from pplvm.traces.series import Loop, Series, UnevenError
 from pplvm.traces.sites import (
     DATA,
     PARTICLES,
-    Program,
     in_data_plate,
     look,
     samples,
@@ -36,15 +34,6 @@ def listable(model: Callable, guide: Callable, *data: Tensor) -> frozenset[str]:
         if site.kind == "latent" and name not in drawn and site.fn.support.is_discrete:
             found |= {name} if site.fn.has_enumerate_support else set()
     return frozenset(found)
-
-
-def prepared(program: Program, guide: Callable, *data: Tensor) -> Program:
-    """Returns a program that knows which latents it leaves to be summed out, and how."""
-    listed = listable(program, guide, *data)
-    sites = look(program, *data).values()
-    all_ = {s.name for s in sites if s.kind == "latent" and s.fn.support.is_discrete}
-    even = bool(listed) and listed == all_ and loops_are_even(program, *data)
-    return Program(program.program, program.share, program.nesting, listed, even)
 
 
 def scored(
