@@ -1,4 +1,4 @@
-"""Data sets that come by name: float32 tensors, first axis N, ready for a story.
+"""Data sets that come by name: tensors, first axis N, ready for a story; float32 if measured.
 
 References:
     | Digits: Optical Recognition of Handwritten Digits (Alpaydin & Kaynak, 1998)
@@ -11,7 +11,18 @@ References:
     | https://doi.org/10.1109/5.726791
 """
 
-__all__ = ["DATASETS", "binary_digits", "digits", "iris", "jsb", "mnist", "named", "small_chorales"]
+__all__ = [
+    "DATASETS",
+    "binary_digits",
+    "digits",
+    "iris",
+    "jsb",
+    "mnist",
+    "named",
+    "small_chorales",
+    "small_reviews",
+    "sst",
+]
 
 import os
 from pathlib import Path
@@ -22,6 +33,7 @@ from sklearn.datasets import load_digits, load_iris
 from torch import Tensor
 
 from pplvm.datasets_chorales import jsb, small_chorales
+from pplvm.datasets_sst import small_reviews, sst
 from pplvm.naming import nearest
 from pplvm.reading import read, read_idx
 
@@ -105,6 +117,8 @@ DATASETS = {
     "mnist": mnist,
     "jsb": jsb,
     "small-chorales": small_chorales,
+    "sst": lambda: sst().data,
+    "small-reviews": lambda: small_reviews().data,
 }
 
 
