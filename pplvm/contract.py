@@ -132,7 +132,8 @@ def bind(
 
 def check_schedule(objective: Callable, kl_schedule: Callable | None) -> None:
     """Raises a ``ValueError`` where a schedule has no divergence to weigh."""
-    if kl_schedule is not None and "kl_weight" not in inspect.signature(objective).parameters:
+    call = getattr(objective, "forward", objective)  # of a module
+    if kl_schedule is not None and "kl_weight" not in inspect.signature(call).parameters:
         raise ValueError(
             f"'kl_schedule' needs an objective with a 'kl_weight', which {objective_name(objective)} "
             "has not: use 'elbo'."

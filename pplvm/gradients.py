@@ -139,6 +139,10 @@ class Gradients:
                 warnings.warn(f"{error}; the graph runs without it.", stacklevel=2)
                 mode, why = "graph", str(error)
         self.choice = f"{mode}: {why}"
+        # Long loops may be slower so: their operations were few before.
+        if self.mode == "auto" and self._seconds(fast, batch, weight) > 1.1 * seconds:
+            self.choice = f"off: {1e3 * seconds:.2g} ms a call, less than if traced"
+            return None
         return fast
 
     def _traced(self, batch: tuple[Tensor, ...], weight: float | None) -> "_Fast":

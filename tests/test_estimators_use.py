@@ -227,6 +227,79 @@ def test_what_a_latent_is_used_for_is_followed(way):
     assert found["p", "y"] == frozenset()
 
 
+class FromOutside(dist.Bernoulli):
+    """Draws that torch does not make."""
+
+    def sample(self, sample_shape=()):
+        return torch.from_numpy(super().sample(sample_shape).numpy().copy())
+
+
+def test_draws_from_outside_are_followed_by_way_of_their_density():
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            a = pyro.sample("a", dist.Bernoulli(0.5))
+            b = pyro.sample("b", dist.Bernoulli(0.2 + 0.5 * a))
+            pyro.sample("x", dist.Normal(b, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x), dim=-1):
+            a = pyro.sample("a", FromOutside(0.5))
+            pyro.sample("b", FromOutside(0.2 + 0.5 * a))
+
+    found = followed(model, guide, torch.randn(4))
+    assert found["p", "x"] == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    "objective", [score_function, disarm, muprop, NVIL(normalise=False), REBAR()]
+)
+def test_what_a_mask_leaves_out_has_no_gradient(objective):
+    oracle = CHOICES["masked"]()
+    theta, phi = (
+        {n: v.clone().requires_grad_() for n, v in params.items()}
+        for params in (oracle.theta, oracle.phi)
+    )
+    loss = objective(partial(oracle.model, theta), partial(oracle.guide, phi), torch.ones(6)).loss
+    g = torch.autograd.grad(loss, phi["b"])[0]
+    assert g[0] != 0 == g[1]
+
+
+KL_WEIGHTED = {
+    "score_function": score_function,
+    "NVIL": NVIL(),
+    "muprop": muprop,
+    "REBAR": REBAR(),
+    "disarm": disarm,
+    "arm": arm,
+    "concrete": concrete,
+    "straight_through": straight_through,
+}
+
+
+@pytest.mark.parametrize("name", KL_WEIGHTED)
+def test_kl_weights_weigh_the_loss_alone(name):
+    """The gradient is linear in the weight, as long as what is trained beside it stays put."""
+    model, guide, data = story("belief")
+    objective = KL_WEIGHTED[name]
+    if isinstance(objective, nn.Module):
+        objective.eval()
+        objective(model, guide, *data)  # which makes its networks
+    grads, bounds = [], []
+    for weight in (0.0, 0.5, 1.0):
+        pyro.set_rng_seed(0)
+        estimate = objective(model, guide, *data, kl_weight=weight)
+        params = list(dict(pyro.get_param_store().named_parameters()).values())
+        g = torch.autograd.grad(estimate.loss, params, allow_unused=True)
+        grads.append(torch.cat([torch.zeros(1) if v is None else v.flatten() for v in g]))
+        bounds.append(estimate.bound)
+    torch.testing.assert_close(bounds[0], bounds[2])
+    torch.testing.assert_close(grads[1], (grads[0] + grads[2]) / 2)
+    assert not torch.allclose(grads[0], grads[2])
+    fit = pplvm.fit(model, guide, *data, objective=objective, num_steps=2,
+                    kl_schedule=lambda step: 0.5 * step)  # fmt: skip
+    assert torch.isfinite(parameters(fit)).all()
+
+
 def test_signals_leave_out_what_a_latent_has_no_part_in():
     model, guide, data = story("belief")
     z = draw_choices(model, guide, *data)

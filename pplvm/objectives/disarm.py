@@ -25,6 +25,7 @@ References:
 __all__ = ["arm", "disarm"]
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor
 
@@ -33,7 +34,13 @@ from pplvm.traces import Layer
 from pplvm.types import Estimate
 
 
-def arm(model: Callable, guide: Callable, *data: Tensor, num_particles: int = 1) -> Estimate:
+def arm(
+    model: Callable,
+    guide: Callable,
+    *data: Tensor,
+    num_particles: int = 1,
+    kl_weight: float = 1.0,
+) -> Estimate:
     r"""Yin & Zhou. Unbiased.
 
     Args:
@@ -41,17 +48,22 @@ def arm(model: Callable, guide: Callable, *data: Tensor, num_particles: int = 1)
         guide: The guide :math:`q_\phi(z \mid x)`, discrete latents Bernoulli.
         data: The arguments of both, first axis N.
         num_particles: The number of pairs averaged for each datum.
+        kl_weight: The weight of the divergence in the loss, as ``elbo`` has it.
     """
 
     def gradient(i: int, layer: Layer, u: Tensor, f_b: Tensor, f: Callable) -> Tensor:
         return layer.spread(f_b - f(_mirrored(layer, u), _anew)) * (u - 0.5)
 
-    return layerwise(
-        gradient, model, guide, *data, num_particles=num_particles, kinds=["Bernoulli"]
-    )
+    return _paired(gradient, model, guide, *data, num_particles=num_particles, kl_weight=kl_weight)
 
 
-def disarm(model: Callable, guide: Callable, *data: Tensor, num_particles: int = 1) -> Estimate:
+def disarm(
+    model: Callable,
+    guide: Callable,
+    *data: Tensor,
+    num_particles: int = 1,
+    kl_weight: float = 1.0,
+) -> Estimate:
     """Dong et al., and Yin et al. Unbiased; the arguments are those of :func:`arm`."""
 
     def gradient(i: int, layer: Layer, u: Tensor, f_b: Tensor, f: Callable) -> Tensor:
@@ -60,9 +72,10 @@ def disarm(model: Callable, guide: Callable, *data: Tensor, num_particles: int =
         # (-1)^b~ where the two differ is b - b~.
         return 0.5 * difference * (layer.value - other) * layer.logits.abs().sigmoid()
 
-    return layerwise(
-        gradient, model, guide, *data, num_particles=num_particles, kinds=["Bernoulli"]
-    )
+    return _paired(gradient, model, guide, *data, num_particles=num_particles, kl_weight=kl_weight)
+
+
+_paired = partial(layerwise, kinds=["Bernoulli"])
 
 
 def _mirrored(layer: Layer, u: Tensor) -> Tensor:

@@ -78,6 +78,7 @@ def layerwise(
     guide: Callable,
     *data: Tensor,
     num_particles: int,
+    kl_weight: float,
     kinds: Sequence[str] = ("Bernoulli", "OneHotCategorical"),
 ) -> Estimate:
     """Returns the estimate of the ELBO whose layers have their gradients from an estimator."""
@@ -89,7 +90,7 @@ def layerwise(
 
     options = {"num_particles": num_particles, "kinds": kinds}
     at_draws = play(model, guide, draw_hard, *data, held=True, **options)
-    value = at_draws.log_lik - at_draws.kl  # (P, N)
+    value = at_draws.log_lik - kl_weight * at_draws.kl  # (P, N)
     loss = -value.mean()
     for i, layer in enumerate(at_draws.layers):
 
@@ -97,11 +98,12 @@ def layerwise(
             rule = _choose(at_draws.layers[:i], i, chosen, later)
             # What was drawn before this layer belongs to its logits.
             found = play(model, guide, rule, *data, fixed=layer.earlier, **options)
-            return found.log_lik - found.kl
+            return found.log_lik - kl_weight * found.kl
 
         g = gradient(i, layer, drawn[i], value.detach(), f)
         loss = loss - (layer.counted(g.detach()) * layer.logits).sum() / value.numel()
-    return Estimate(loss=loss, bound=value.mean(0).detach())
+    bound = (at_draws.log_lik - at_draws.kl).mean(0)
+    return Estimate(loss=loss, bound=bound.detach())
 
 
 def _choose(before: Sequence[Layer], place: int, chosen: Tensor, later: Rule) -> Rule:

@@ -25,7 +25,13 @@ from pplvm.traces import Layer
 from pplvm.types import Estimate
 
 
-def muprop(model: Callable, guide: Callable, *data: Tensor, num_particles: int = 1) -> Estimate:
+def muprop(
+    model: Callable,
+    guide: Callable,
+    *data: Tensor,
+    num_particles: int = 1,
+    kl_weight: float = 1.0,
+) -> Estimate:
     r"""Gu et al. Unbiased.
 
     Args:
@@ -33,6 +39,7 @@ def muprop(model: Callable, guide: Callable, *data: Tensor, num_particles: int =
         guide: The guide :math:`q_\phi(z \mid x)`, discrete latents Bernoulli or OneHotCategorical.
         data: The arguments of both, first axis N.
         num_particles: The number of draws P averaged for each datum.
+        kl_weight: The weight of the divergence in the loss, as ``elbo`` has it.
     """
 
     def gradient(i: int, layer: Layer, u: Tensor, f_b: Tensor, f: Callable) -> Tensor:
@@ -45,7 +52,9 @@ def muprop(model: Callable, guide: Callable, *data: Tensor, num_particles: int =
         linear = _per_datum(layer, slope * off)  # (P, N)
         return layer.spread(f_b - at_mean.detach() - linear) * score(layer, layer.value) + through
 
-    return layerwise(gradient, model, guide, *data, num_particles=num_particles)
+    return layerwise(
+        gradient, model, guide, *data, num_particles=num_particles, kl_weight=kl_weight
+    )
 
 
 def _per_datum(layer: Layer, values: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from pplvm.objectives.score_function import elbo_of, steer
-from pplvm.traces import Choice, draw_choices, integrand, listed_states
+from pplvm.traces import Choice, Integrand, draw_choices, integrand, listed_states
 from pplvm.types import Estimate
 
 BASELINES = ("moving_average", "network")
@@ -83,7 +83,7 @@ class NVIL(nn.Module):
     def prepare(self, model: Callable, guide: Callable, *data: Tensor) -> None:
         """Makes the networks and averages that these programs and data need."""
         with torch.no_grad(), torch.random.fork_rng():
-            choices = self._choices(model, guide, *data)[1].choices
+            choices = self._choices(model, guide, *data).choices
         like = next((x for x in data if x.is_floating_point()), torch.empty(0))
         for name in ("mean", "variance", "taken"):
             self.register_buffer(name, like.new_zeros(len(choices)))
@@ -94,13 +94,14 @@ class NVIL(nn.Module):
                 _network(first + sum(sizes[:i]), self.hidden_dim, like) for i in range(len(sizes))
             )
 
-    def forward(self, model: Callable, guide: Callable, *data: Tensor) -> Estimate:
+    def forward(
+        self, model: Callable, guide: Callable, *data: Tensor, kl_weight: float = 1.0
+    ) -> Estimate:
         """Returns the estimate; in training mode, the averages take in this batch afterwards."""
         if not hasattr(self, "mean"):
             self.prepare(model, guide, *data)
-        P, (size, parts) = self.num_particles, self._choices(model, guide, *data)
-        value = elbo_of(parts, P)  # (N,)
-        loss, residuals = -value.mean(), []
+        P, parts = self.num_particles, self._choices(model, guide, *data, kl_weight=kl_weight)
+        loss, residuals = -elbo_of(parts, P, kl_weight).mean(), []
         weight = None if parts.weight is None else parts.weight.detach()
         mean, scale = self._statistics()
         for i, choice in enumerate(parts.choices):
@@ -108,20 +109,21 @@ class NVIL(nn.Module):
             b = predicted if weight is None else weight * predicted
             residual = choice.signal - b.detach()
             centre = mean[i] if weight is None else weight * mean[i]
-            loss = loss - steer(choice, (residual - centre) / scale[i], P, size)
+            loss = loss - steer(choice, (residual - centre) / scale[i], P, parts.kl.shape[1])
             if predicted.requires_grad:
                 error = (choice.signal - b - centre).square() / (2 * scale[i])
                 loss = loss + error.sum(0).mean() / P
             residuals.append(residual.unflatten(0, (P, -1)).sum(1))
         if self.training and torch.is_grad_enabled():
             self._take_in(residuals)
-        return Estimate(loss=loss, bound=value.detach())
+        return Estimate(loss=loss, bound=elbo_of(parts, P).detach())
 
-    def _choices(self, model: Callable, guide: Callable, *data: Tensor) -> tuple:
+    def _choices(
+        self, model: Callable, guide: Callable, *data: Tensor, kl_weight: float = 1.0
+    ) -> Integrand:
         listed = listed_states(guide, *data) if self.rao_blackwell else None
         z = draw_choices(model, guide, *data, num_particles=self.num_particles, listed=listed)
-        parts = integrand(model, guide, z, *data)
-        return parts.log_lik.shape[1], parts
+        return integrand(model, guide, z, *data, kl_weight=kl_weight)
 
     def _predicted(self, i: int, choices: Sequence[Choice], data: Sequence[Tensor]) -> Tensor:
         """Returns what is predicted of the signal of latent i before it is drawn, (S, N) or ()."""

@@ -75,7 +75,9 @@ class REBAR(nn.Module):
         """Returns what the control variate has beyond REBAR's, (P, N)."""
         return 0.0
 
-    def forward(self, model: Callable, guide: Callable, *data: Tensor) -> Estimate:
+    def forward(
+        self, model: Callable, guide: Callable, *data: Tensor, kl_weight: float = 1.0
+    ) -> Estimate:
         """Returns the estimate; its loss also has the variance to be minimised."""
         if self.log_temperature is None:
             self.prepare(model, guide, *data)
@@ -105,7 +107,9 @@ class REBAR(nn.Module):
             squares.append(layer.counted(g).square().sum() / f_b.numel())
             return g
 
-        found = layerwise(gradient, model, guide, *data, num_particles=self.num_particles)
+        found = layerwise(
+            gradient, model, guide, *data, num_particles=self.num_particles, kl_weight=kl_weight
+        )
         if not trained:
             return found
         grads = torch.autograd.grad(sum(squares), own, retain_graph=True, allow_unused=True)

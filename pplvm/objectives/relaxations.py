@@ -38,6 +38,7 @@ def concrete(
     *data: Tensor,
     num_particles: int = 1,
     temperature: float = 0.5,
+    kl_weight: float = 1.0,
 ) -> Estimate:
     r"""Maddison et al. and Jang et al., whose name for it is Gumbel-softmax. Biased.
 
@@ -50,6 +51,7 @@ def concrete(
         data: The arguments of both, first axis N.
         num_particles: The number of draws P averaged for each datum.
         temperature: :math:`\lambda`; an arbitrary default.
+        kl_weight: The weight of the divergence in the loss, as ``elbo`` has it.
     """
     _check_temperature(temperature)
     drawn: list[Tensor] = []
@@ -65,7 +67,8 @@ def concrete(
     with torch.no_grad():
         at_draws = play(model, guide, discrete, *data, num_particles=num_particles)
     bound = (at_draws.log_lik - at_draws.kl).mean(0)
-    return Estimate(loss=(at_soft.kl - at_soft.log_lik).mean(), bound=bound.detach())
+    loss = (kl_weight * at_soft.kl - at_soft.log_lik).mean()
+    return Estimate(loss=loss, bound=bound.detach())
 
 
 def straight_through(
@@ -74,6 +77,7 @@ def straight_through(
     *data: Tensor,
     num_particles: int = 1,
     temperature: float | None = None,
+    kl_weight: float = 1.0,
 ) -> Estimate:
     r"""Bengio et al., or with a temperature Jang et al. Biased.
 
@@ -83,6 +87,7 @@ def straight_through(
         data: The arguments of both, first axis N.
         num_particles: The number of draws P averaged for each datum.
         temperature: :math:`\lambda` of the soft values whose gradient is taken, None for the mean.
+        kl_weight: The weight of the divergence in the loss, as ``elbo`` has it.
     """
     if temperature is not None:
         _check_temperature(temperature)
@@ -93,8 +98,8 @@ def straight_through(
         return hard(layer, z) + stand_in - stand_in.detach()
 
     found = play(model, guide, drawn, *data, num_particles=num_particles)
-    value = found.log_lik - found.kl  # (P, N)
-    return Estimate(loss=-value.mean(), bound=value.mean(0).detach())
+    loss = (kl_weight * found.kl - found.log_lik).mean()
+    return Estimate(loss=loss, bound=(found.log_lik - found.kl).mean(0).detach())
 
 
 def _check_temperature(temperature: float) -> None:

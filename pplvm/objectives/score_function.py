@@ -46,6 +46,7 @@ def score_function(
     num_particles: int = 1,
     baseline: float | str = 0.0,
     rao_blackwell: bool = False,
+    kl_weight: float = 1.0,
 ) -> Estimate:
     r"""Williams, for each datum and latent. Unbiased for every baseline.
 
@@ -58,23 +59,23 @@ def score_function(
             learns better ones.
         rao_blackwell: Whether the states of the guide's discrete latents are enumerated, as many
             latents as there are up to 256 joint states; each of them is one more particle.
+        kl_weight: The weight of the divergence in the loss, as ``elbo`` has it.
     """
     check_baseline(baseline, num_particles)
     listed = listed_states(guide, *data) if rao_blackwell else None
     z = draw_choices(model, guide, *data, num_particles=num_particles, listed=listed)
-    parts = integrand(model, guide, z, *data)
-    value = elbo_of(parts, num_particles)  # (N,)
-    loss = -value.mean()
+    parts = integrand(model, guide, z, *data, kl_weight=kl_weight)
+    loss = -elbo_of(parts, num_particles, kl_weight).mean()
     for choice in parts.choices:
         b = leave_one_out(choice, num_particles) if baseline == "leave_one_out" else baseline
         b = b if parts.weight is None else b * parts.weight.detach()
-        loss = loss - steer(choice, choice.signal - b, num_particles, len(value))
-    return Estimate(loss=loss, bound=value.detach())
+        loss = loss - steer(choice, choice.signal - b, num_particles, parts.kl.shape[1])
+    return Estimate(loss=loss, bound=elbo_of(parts, num_particles).detach())
 
 
-def elbo_of(parts: Integrand, num_particles: int) -> Tensor:
+def elbo_of(parts: Integrand, num_particles: int, kl_weight: float = 1.0) -> Tensor:
     """Returns the mean of the integrand over draws, and over listed states by their weights, (N,)."""
-    f = parts.log_lik - parts.kl  # (S, N)
+    f = parts.log_lik - kl_weight * parts.kl  # (S, N)
     return (f if parts.weight is None else parts.weight * f).sum(0) / num_particles
 
 

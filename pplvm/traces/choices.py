@@ -113,8 +113,18 @@ def draw_choices(
     return z._replace(listed=frozenset(listed), num_states=K)
 
 
-def integrand(model: Callable, guide: Callable, z: Latents, *data: Tensor) -> Integrand:
-    """Scores both programs at draws of :func:`draw_choices`."""
+def integrand(
+    model: Callable, guide: Callable, z: Latents, *data: Tensor, kl_weight: float = 1.0
+) -> Integrand:
+    """Scores both programs at draws of :func:`draw_choices`.
+
+    Args:
+        model: The model.
+        guide: The guide.
+        z: The draws.
+        data: The arguments of both, first axis N.
+        kl_weight: The weight of the divergence in the signals; what is returned of it has none.
+    """
     S, known = z.num_particles, dependencies(model, guide, *data)
     lik, kl = terms_of(model, guide, z, *data)
     found = {n: site for n, site in samples(z.trace) if not site["fn"].has_rsample}
@@ -132,14 +142,12 @@ def integrand(model: Callable, guide: Callable, z: Latents, *data: Tensor) -> In
         for t in kl
     ]
     weight = sum(log_q[name] for name in z.listed).exp() if z.listed else None
-    signed = [*lik, *(t._replace(value=-t.value) for t in kl)]
+    signed = [*lik, *(t._replace(value=-kl_weight * t.value) for t in kl)]
     choices = []
     for name, site in found.items():
         if name in z.listed:
             continue
-        # By way of the weights, a latent also has a part in what the listed ones after it have.
-        after = {other for other in z.listed if name in known.get(("own", other), {name})}
-        mine = [t for t in signed if {name, *after} & known.get(t.key, {name})]
+        mine = [t for t in signed if name in known.get(t.key, {name})]
         split = split_terms([(t.site, t.value) for t in mine], S)
         signal = _signal(split, in_data_plate(site), weight, len(data[0])).detach()
         choices.append(Choice(name, log_q[name], signal, _features(site, S)))
