@@ -81,10 +81,12 @@ _INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default)
 def lift(module: fx.GraphModule) -> tuple[fx.GraphModule, tuple[Tensor, ...]]:
     """Computes what depends on constants alone, and makes inputs of these constants.
 
-    Two data sets of one shape then give the same graph, which is compiled once.
+    Two data sets of one shape then give the same graph, which is compiled once. What a graph
+    computes twice, as where programs run again at other draws, it computes once.
     """
     graph = module.graph
     graph.eliminate_dead_code()
+    _share(graph)
     known: dict[fx.Node, Tensor] = {}
     for node in graph.nodes:
         if node.op == "get_attr":
@@ -111,12 +113,30 @@ def lift(module: fx.GraphModule) -> tuple[fx.GraphModule, tuple[Tensor, ...]]:
     return fx.GraphModule(torch.nn.Module(), graph), tuple(constants)
 
 
+def _share(graph: fx.Graph) -> None:
+    """Replaces operations by earlier ones of the same arguments, where nothing changes in place."""
+    if any(_mutates(node) for node in graph.nodes):
+        return
+    first: dict[tuple, fx.Node] = {}
+    for node in graph.nodes:
+        if node.op != "call_function" or _is_random(node) or "empty" in str(node.target):
+            continue
+        known = first.setdefault((node.target, str(node.args), str(node.kwargs)), node)
+        if known is not node:
+            node.replace_all_uses_with(known)
+    graph.eliminate_dead_code()
+
+
+def _is_random(node: fx.Node) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
 def _foldable(node: fx.Node, known: dict[fx.Node, Tensor]) -> bool:
     return (
         node.op == "call_function"
         and all(a in known for a in node.all_input_nodes)
         and not _mutates(node)
-        and torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ())
+        and not _is_random(node)
     )
 
 

@@ -16,7 +16,16 @@ from pplvm.exact import exact
 from pplvm.fit import Fit, fit
 from pplvm.mcmc import nuts
 from pplvm.naming import nearest
-from pplvm.objectives import elbo, iwae, reweighted_wake_sleep, wake_sleep
+from pplvm.objectives import (
+    NVIL,
+    disarm,
+    elbo,
+    iwae,
+    reweighted_wake_sleep,
+    score_function,
+    vimco,
+    wake_sleep,
+)
 from pplvm.parameters import Bound, Scope, module_of
 from pplvm.table import Answer
 
@@ -25,6 +34,10 @@ OBJECTIVES = {
     "iwae": partial(iwae, num_particles=16, gradient="dreg"),
     "wake-sleep": wake_sleep,
     "reweighted-wake-sleep": partial(reweighted_wake_sleep, num_particles=16),
+    "score-function": partial(score_function, num_particles=4, baseline="leave_one_out"),
+    "nvil": NVIL(),  # every fit learns in a copy
+    "vimco": partial(vimco, num_particles=16),
+    "disarm": disarm,
 }
 METHODS = (*OBJECTIVES, "nuts", "cavi", "cavi-apart", "exact")
 

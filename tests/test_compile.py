@@ -428,6 +428,34 @@ def test_compiled_draws_are_torchs_own(dtype):
             assert torch.allclose(a.to(b), b, rtol=1e-6), name
 
 
+def test_what_is_computed_twice_is_computed_once():
+    def function(x):
+        first = (x @ x).exp() + torch.rand_like(x)
+        return (first * (x @ x).exp() + torch.rand_like(x) + (x @ x.T), x.sum())
+
+    traced = trace(function, torch.randn(3, 3))
+    names = [str(node.target) for node in traced.module.graph.nodes]
+    assert sum("mm" in name for name in names) == 2
+    assert sum("exp" in name for name in names) == 1
+    assert sum("rand" in name for name in names) == 2
+    x = torch.randn(3, 3)
+    torch.manual_seed(0)
+    want = function(x)
+    torch.manual_seed(0)
+    torch.testing.assert_close(traced.interpreted()(x), want)
+
+
+def test_what_changes_in_place_is_not_shared():
+    def function(x):
+        total = x * 2
+        before = total.sum()
+        total[0] += 1.0
+        return (before, total.sum())
+
+    x = torch.randn(3)
+    torch.testing.assert_close(trace(function, x).interpreted()(x), function(x))
+
+
 def test_data_of_one_shape_share_a_graph():
     def of(data):
         return trace(lambda x: ((x - data.log()).pow(2).sum(),), torch.ones(5))
