@@ -9,8 +9,10 @@ a moving average of that:
     \nabla_\psi \leftarrow \frac{f_i - C_\psi - c}{\max(1, \sqrt v)} \nabla_\psi C_\psi.
 
 Both averages are those of the batches before, so that the gradient is unbiased but for this division,
-which makes the steps of :math:`\phi` shorter where there is more noise. Signals are local: they leave
-out what does not depend on a latent, as :func:`~pplvm.objectives.score_function` has it.
+which makes the steps of :math:`\phi` shorter where there is more noise. It shortens all of it alike:
+where it is asked for, divergences are part of the signal, and in closed form otherwise. Signals are
+local: they leave out what does not depend on a latent, as
+:func:`~pplvm.objectives.score_function` has it.
 
 References:
     | Neural Variational Inference and Learning in Belief Networks (Mnih & Gregor, 2014)
@@ -123,7 +125,8 @@ class NVIL(nn.Module):
     ) -> Integrand:
         listed = listed_states(guide, *data) if self.rao_blackwell else None
         z = draw_choices(model, guide, *data, num_particles=self.num_particles, listed=listed)
-        return integrand(model, guide, z, *data, kl_weight=kl_weight)
+        closed = not self.normalise  # else divergences would weigh more than the rest
+        return integrand(model, guide, z, *data, kl_weight=kl_weight, closed=closed)
 
     def _predicted(self, i: int, choices: Sequence[Choice], data: Sequence[Tensor]) -> Tensor:
         """Returns what is predicted of the signal of latent i before it is drawn, (S, N) or ()."""

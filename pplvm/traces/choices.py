@@ -114,7 +114,12 @@ def draw_choices(
 
 
 def integrand(
-    model: Callable, guide: Callable, z: Latents, *data: Tensor, kl_weight: float = 1.0
+    model: Callable,
+    guide: Callable,
+    z: Latents,
+    *data: Tensor,
+    kl_weight: float = 1.0,
+    closed: bool = True,
 ) -> Integrand:
     """Scores both programs at draws of :func:`draw_choices`.
 
@@ -124,9 +129,10 @@ def integrand(
         z: The draws.
         data: The arguments of both, first axis N.
         kl_weight: The weight of the divergence in the signals; what is returned of it has none.
+        closed: Whether divergences that have a closed form have no part in the signals.
     """
     S, known = z.num_particles, dependencies(model, guide, *data)
-    lik, kl = terms_of(model, guide, z, *data)
+    lik, kl = terms_of(model, guide, z, *data, closed=closed)
     found = {n: site for n, site in samples(z.trace) if not site["fn"].has_rsample}
     for t in (*lik, *kl):
         blend = [n for n in z.listed if in_data_plate(found[n]) and n in known.get(t.key, {n})]
@@ -170,7 +176,12 @@ def dependencies(
     following = Following()
     with torch.no_grad(), torch.random.fork_rng(), following, MarkingDraws(following):
         z = draw(model, guide, *data, scored=True)
-        terms = [t for part in terms_of(model, guide, z, *data) for t in part]
+        terms = [
+            t
+            for closed in (True, False)
+            for part in terms_of(model, guide, z, *data, closed=closed)
+            for t in part
+        ]
         own = {n: following.of(site_log_prob(n, site)) for n, site in samples(z.trace)}
     found = {t.key: following.of(t.value) for t in terms if t.key[0] != "sum"}
     found |= {("own", name): names - {name} for name, names in own.items()}

@@ -156,9 +156,9 @@ class Term(NamedTuple):
 
 
 def terms_of(
-    model: Callable, guide: Callable, z: Latents, *data: Tensor
+    model: Callable, guide: Callable, z: Latents, *data: Tensor, closed: bool = True
 ) -> tuple[list[Term], list[Term]]:
-    """Returns the summands of what :func:`elbo_terms` returns."""
+    """Returns the summands of what :func:`elbo_terms` returns, in closed form if so asked."""
     p_sites, sums, q_sites = _scored(model, guide, z, *data)
     lik = [Term(("p", n), s, site_log_prob(n, s)) for n, s in p_sites.items() if s["is_observed"]]
     lik += [Term(("sum", ""), *part) for part in sums]
@@ -167,9 +167,10 @@ def terms_of(
         if p["is_observed"]:
             continue
         q = q_sites.pop(name)
-        closed = _kl(q, p) if before <= set(order[: order.index(name)]) else None
-        if closed is not None:
-            kl.append(Term(("kl", name), q, closed))
+        same = closed and before <= set(order[: order.index(name)])
+        divergence = _kl(q, p) if same else None
+        if divergence is not None:
+            kl.append(Term(("kl", name), q, divergence))
         else:
             kl.append(Term(("q", name), q, site_log_prob(name, q)))
             kl.append(Term(("p", name), p, -site_log_prob(name, p)))
