@@ -637,6 +637,7 @@ for i in range(3):
         axes[1].text(j, i, f"{mean_moves[i, j]:.3f}", ha="center", va="center", color=colour)
 axes[1].set(xlabel="to", ylabel="from", title="Expected moves, row by row")
 axes[1].set(xticks=range(3), yticks=range(3))
+plt.show()
 
 # %% [markdown]
 # ### Sequences that differ in length: chorales
