@@ -19,6 +19,8 @@ _MOST_SHAPES = 8
 _TIMED = 3
 # Draws by which a trace is compared with the eager gradient, if the first ones differ.
 _ATTEMPTS = 3
+# Times as slow as eager steps from which on traced ones are not taken: the machine may have been busy.
+_SLOWER = 1.3
 # Calls at which a trace meets the eager gradient again, in case the story has changed its mind.
 _CHECKED_AGAIN = {2**k for k in range(3, 40)}
 
@@ -142,7 +144,7 @@ class Gradients:
                 mode, why = "graph", str(error)
         self.choice = f"{mode}: {why}"
         # Long loops may be slower so: their operations were few before.
-        if self.mode == "auto" and self._seconds(fast, batch, weight) > 1.1 * seconds:
+        if self.mode == "auto" and self._seconds(fast, batch, weight) > _SLOWER * seconds:
             self.choice = f"off: {1e3 * seconds:.2g} ms a call, less than if traced"
             return None
         return fast
