@@ -24,50 +24,10 @@ Shapes: N data, V kinds; * is (N,) or (P, N).
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.distributions import TorchDistribution, constraints
+from pyro.distributions import constraints
 from torch import Tensor, nn
 
-
-class Multinomial(TorchDistribution):
-    """Counts (*, V) of given totals (*), which may differ from row to row.
-
-    That of torch has one total for all rows.
-    """
-
-    arg_constraints = {"probs": constraints.simplex}  # noqa: RUF012
-    support = constraints.independent(constraints.nonnegative_integer, 1)
-
-    def __init__(self, total: Tensor, probs: Tensor, validate_args: bool | None = None) -> None:
-        batch = torch.broadcast_shapes(total.shape, probs.shape[:-1])
-        self.total = total.expand(batch)
-        self.probs = probs.expand(batch + probs.shape[-1:])
-        super().__init__(batch, probs.shape[-1:], validate_args=validate_args)
-
-    def expand(self, batch_shape: torch.Size, _instance: None = None) -> "Multinomial":
-        """Returns the same distribution for more rows."""
-        shape = torch.Size(batch_shape)
-        return Multinomial(
-            self.total.expand(shape), self.probs.expand(shape + self.event_shape), False
-        )
-
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
-        """Draws one kind after the other: each is binomial given those before it."""
-        left = self.total.to(self.probs.dtype).expand(torch.Size(sample_shape) + self.batch_shape)
-        rest = self.probs.flip(-1).cumsum(-1).flip(-1)  # (*, V): what is not drawn yet
-        share = torch.where(rest > 0, self.probs / rest, 0.0).clamp(0.0, 1.0)
-        counts = []
-        for v in range(self.probs.shape[-1] - 1):
-            counts.append(torch.binomial(left, share[..., v].expand_as(left).contiguous()))
-            left = left - counts[-1]
-        return torch.stack([*counts, left], -1)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Returns (*): the log-probability of counts that add up to the totals."""
-        if self._validate_args:
-            self._validate_sample(value)
-        value = value.to(self.probs.dtype)
-        ways = (value.sum(-1) + 1).lgamma() - (value + 1).lgamma().sum(-1)
-        return ways + torch.xlogy(value, self.probs).sum(-1)
+from pplvm.models.counts import Multinomial
 
 
 class DirichletMultinomial(nn.Module):

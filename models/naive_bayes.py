@@ -26,45 +26,9 @@ Shapes: N data, D features, K classes; * is (N,), (P, N), or (K, 1) where k is e
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.distributions import constraints
-from torch import Size, Tensor, nn
+from torch import Tensor, nn
 
-
-class Counts(dist.TorchDistribution):
-    """A multinomial that counts n draws for each datum; Pyro's has one n for all.
-
-    Args:
-        total: n, of shape (N,).
-        logits: Of shape (*, D).
-    """
-
-    arg_constraints = {"logits": constraints.real_vector}  # noqa: RUF012
-    support = constraints.independent(constraints.nonnegative_integer, 1)
-
-    def __init__(self, total: Tensor, logits: Tensor, validate_args: bool | None = None) -> None:
-        self.total, self.logits = total, logits.log_softmax(-1)
-        batch = torch.broadcast_shapes(total.shape, logits.shape[:-1])
-        super().__init__(batch, logits.shape[-1:], validate_args=validate_args)
-
-    def expand(self, batch_shape: Size, _instance: None = None) -> "Counts":
-        """Returns the same distribution in a larger batch shape."""
-        logits = self.logits.expand(*batch_shape, *self.event_shape)
-        return Counts(self.total.expand(batch_shape), logits, validate_args=False)
-
-    def sample(self, sample_shape: Size = Size()) -> Tensor:  # noqa: B008
-        """Draws of shape (…, D), each of which sums to its n."""
-        shape = (*sample_shape, *self.batch_shape)
-        total, logits = self.total.expand(shape), self.logits.expand(*shape, -1)
-        most = int(total.max())
-        words = dist.Categorical(logits=logits).sample((most,)).movedim(0, -1)  # (…, n)
-        counted = torch.arange(most, device=words.device) < total[..., None]
-        x = torch.zeros_like(logits)
-        return x.scatter_add(-1, words, counted.to(x.dtype))
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Returns the log-probability of counts (…, D)."""
-        orders = (value.sum(-1) + 1).lgamma() - (value + 1).lgamma().sum(-1)
-        return orders + (value * self.logits).sum(-1)
+from pplvm.models.counts import Multinomial
 
 
 class NaiveBayes(nn.Module):
@@ -95,7 +59,7 @@ class NaiveBayes(nn.Module):
             W = self.W[k]  # (*, D)
             if self.likelihood == "bernoulli":
                 return pyro.sample("x", dist.Bernoulli(logits=W).to_event(1), obs=x)
-            return pyro.sample("x", Counts(x.sum(-1), W), obs=x)
+            return pyro.sample("x", Multinomial(x.sum(-1), logits=W), obs=x)
 
 
 class BayesianNaiveBayes(nn.Module):
@@ -141,7 +105,7 @@ class BayesianNaiveBayes(nn.Module):
             own = torch.eye(K, dtype=x.dtype, device=x.device)[k] @ phi  # (*, D)
             if binary:
                 return pyro.sample("x", dist.Bernoulli(own).to_event(1), obs=x)
-            return pyro.sample("x", Counts(x.sum(-1), own.log()), obs=x)
+            return pyro.sample("x", Multinomial(x.sum(-1), own), obs=x)
 
 
 def known(likelihood: str) -> str:

@@ -12,13 +12,19 @@ from torch import nn
 from pplvm.batches import Array
 from pplvm.guides import factor_analysis as fa_guides
 from pplvm.guides import factorial_hmm as fhmm_guides
+from pplvm.guides.document_model import DocumentModelGuide
+from pplvm.guides.latent_factor_words import LatentFactorWordsGuide
 from pplvm.guides.naive_bayes import NaiveBayesGuide
+from pplvm.guides.sigmoid_belief_network import SigmoidBeliefNetworkGuide
 from pplvm.guides.vae import VAEGuide
+from pplvm.models.document_model import DocumentModel
 from pplvm.models.factor_analysis import FactorAnalysis
 from pplvm.models.factorial_hmm import FactorialHMM
 from pplvm.models.gaussian_mixture import GaussianMixture
 from pplvm.models.hmm import HMM
+from pplvm.models.latent_factor_words import LatentFactorWords
 from pplvm.models.naive_bayes import NaiveBayes
+from pplvm.models.sigmoid_belief_network import SigmoidBeliefNetwork
 from pplvm.models.vae import VAE
 
 Data = tuple[Array, ...]
@@ -55,6 +61,18 @@ def sequences(data: Data) -> Data:
     return x, lengths.long() if same else lengths
 
 
+def spelt(data: Data) -> Data:
+    """Returns words as whole numbers (N, T) and their lengths (N,)."""
+    if len(data) != 2 or data[0].ndim != 2 or data[1].ndim != 1:
+        raise ValueError(f"takes words (N, T) and lengths (N,), got {_shapes(data)}")
+    x, lengths = (torch.as_tensor(part) for part in data)
+    if x.is_floating_point() or lengths.is_floating_point():
+        raise ValueError(
+            f"takes the numbers of characters, whole ones, and lengths, got {x.dtype}, {lengths.dtype}"
+        )
+    return x.long(), lengths.long()
+
+
 def _measured(x: Array) -> Array:
     """Returns numbers of any kind, as counts in a table, as measurements."""
     return x.astype(np.float32) if isinstance(x, np.ndarray) and x.dtype.kind != "f" else x
@@ -75,6 +93,11 @@ def _near(data: Data, model: HMM | FactorialHMM, num_chains: int = 1) -> HMM | F
     with torch.no_grad():
         model.W += mean.logit() / num_chains
     return model
+
+
+def _mean(data: Data) -> torch.Tensor:
+    """Returns the mean image; a memory map is read through, not into memory."""
+    return torch.as_tensor(np.asarray(data[0].mean(0)))
 
 
 @dataclass(frozen=True)
@@ -184,6 +207,47 @@ _FACTORIAL_HMM = replace(
     methods=("cavi", "cavi-apart", "exact"),
 )
 
+_SIGMOID_BELIEF_NETWORK = Story(
+    summary="z_l ~ Bernoulli(sigmoid(f_l(z_l+1))), x likewise of z_1: binary images",
+    data="binary-digits",
+    latent_dim=20,
+    model=lambda data, L: SigmoidBeliefNetwork(data[0].shape[1:], (L,), mean=_mean(data)),
+    guides={
+        "recognition": lambda data, L: SigmoidBeliefNetworkGuide(
+            data[0].shape[1:], (L,), mean=_mean(data)
+        )
+    },
+    methods=("wake-sleep", "reweighted-wake-sleep"),
+    num_steps=3000,
+    batch_size=128,
+    lr=0.005,
+)
+
+_DOCUMENT_MODEL = Story(
+    summary="z_k ~ Bernoulli(pi_k), words ~ Cat(softmax(W z + b)): counts of words",
+    data="small-corpus",
+    latent_dim=5,
+    model=lambda data, K: DocumentModel(data[0].shape[1], K),
+    guides={"mean-embedding": lambda data, K: DocumentModelGuide(data[0].shape[1], K)},
+    methods=("wake-sleep", "reweighted-wake-sleep"),
+    num_steps=2000,
+    lr=0.01,
+    takes=flat,
+)
+
+_LATENT_FACTOR_WORDS = Story(
+    summary="z_k ~ Bernoulli(pi_k), characters ~ a recurrent network given z: words",
+    data="small-words",
+    latent_dim=8,
+    model=lambda data, K: LatentFactorWords(int(data[0].max()), K),
+    guides={"two-way": lambda data, K: LatentFactorWordsGuide(int(data[0].max()), K)},
+    methods=("wake-sleep", "reweighted-wake-sleep"),
+    num_steps=1000,
+    batch_size=100,
+    lr=0.005,
+    takes=spelt,
+)
+
 STORIES = {
     "factor-analysis": _FACTOR_ANALYSIS,
     "ppca": _PPCA,
@@ -192,4 +256,7 @@ STORIES = {
     "naive-bayes": _NAIVE_BAYES,
     "hmm": _HMM,
     "factorial-hmm": _FACTORIAL_HMM,
+    "sigmoid-belief-network": _SIGMOID_BELIEF_NETWORK,
+    "document-model": _DOCUMENT_MODEL,
+    "latent-factor-words": _LATENT_FACTOR_WORDS,
 }

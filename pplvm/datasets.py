@@ -19,9 +19,14 @@ __all__ = [
     "jsb",
     "mnist",
     "named",
+    "reuters",
     "small_chorales",
+    "small_corpus",
     "small_reviews",
+    "small_words",
     "sst",
+    "state_of_the_union",
+    "words",
 ]
 
 import os
@@ -34,6 +39,7 @@ from torch import Tensor
 
 from pplvm.datasets_chorales import jsb, small_chorales
 from pplvm.datasets_sst import small_reviews, sst
+from pplvm.datasets_text import reuters, small_corpus, small_words, state_of_the_union, words
 from pplvm.naming import nearest
 from pplvm.reading import read, read_idx
 
@@ -119,6 +125,10 @@ DATASETS = {
     "small-chorales": small_chorales,
     "sst": lambda: sst().data,
     "small-reviews": lambda: small_reviews().data,
+    "reuters": lambda: reuters().counts,
+    "state-of-the-union": lambda: state_of_the_union().counts,
+    "small-corpus": lambda: small_corpus().counts,
+    "small-words": lambda: small_words()[:2],  # numbers and lengths
 }
 
 

@@ -61,9 +61,10 @@ def study(
 
     A latent variable model is identified only up to symmetries of its latents (factors rotate),
     so answers with parameters of their own could not be compared. They are therefore learned
-    first, by SVI with the first guide on all data, and held fixed from there on; a story whose
-    latents are all discrete learns them without a guide, its latents summed out. SVI is then asked
-    with every guide, other objectives with the first.
+    first, by SVI with the first guide on all data, and held fixed from there on; by reweighted
+    wake-sleep if that guide draws a latent that has no pathwise gradient. A story whose latents are
+    all discrete, with states that can be listed, learns them without a guide, its latents summed
+    out. SVI is then asked with every guide, other objectives with the first.
 
     Args:
         model: The story.
@@ -93,12 +94,15 @@ def study(
     few = as_tensors([x[:num_compared] for x in data], model)
     guides = _guides(model, guides, methods, data, few)
     if _learns(model, *few):
-        how, guide = "latents summed out", None
+        learner, how, guide = "svi", "latents summed out", None
         if not all_summed_out(model, *few):
             default = next(iter(guides))
-            how, guide = f"SVI, {default} guide", guides[default](data)
+            learner = _learner(guides[default], *few)
+            how = f"{'SVI' if learner == 'svi' else learner}, {default} guide"
+            guide = guides[default](data)
         announce(f"parameters: {how}, {len(data[0])} data")
-        model = freeze(run(model, guide, *data, batch_size=batch_size))
+        learned = run(model, guide, *data, objective=OBJECTIVES[learner], batch_size=batch_size)
+        model = freeze(learned)
     sites = traces.look(model, *few).values()
     local = any(traces.in_data_plate(site) for site in sites if site.kind == "latent")
     data = few if local else as_tensors(data, model)
@@ -137,6 +141,15 @@ def all_summed_out(model: Callable, *data: Tensor) -> bool:
         sites = traces.look(model, *data).values()
         latents = {site.name for site in sites if site.kind == "latent"}
         return bool(latents) and latents == traces.discrete_latents(model, *data)
+
+
+def _learner(build: Callable, *data: Tensor) -> str:
+    """Returns the objective that a guide can learn a model's parameters by."""
+    with torch.random.fork_rng(devices=[]), Scope(0).parameters():  # which leaves no traces
+        guide = build(data)
+        sites = [] if guide is None else traces.look(guide, *data).values()  # AutoNormal is None
+        moving = all(site.fn.has_rsample for site in sites if site.kind == "latent")
+        return "svi" if moving else "reweighted-wake-sleep"
 
 
 def freeze(learned: Fit) -> Callable:

@@ -145,6 +145,18 @@ def test_discrete_stories_are_compared_by_their_probabilities(folder, story):
     assert "failed" not in html
 
 
+DRAWN = ("sigmoid-belief-network", "document-model", "latent-factor-words")
+
+
+@pytest.mark.parametrize("story", DRAWN)
+def test_stories_whose_latents_cannot_be_listed_are_compared(folder, story):
+    out = fine(folder, "compare", story, *SIZES, "--report", "r.html", "--json")
+    rows = {row["name"]: row for row in json.loads(out)["rows"]}
+    assert set(rows) == {"wake-sleep", "reweighted-wake-sleep"}
+    assert all(row["log_marginal"] < 0 for row in rows.values())
+    assert "failed" not in (folder / "r.html").read_text()
+
+
 @pytest.mark.slow
 def test_sequences_without_lengths_are_whole(folder):
     np.save(folder / "rolls.npy", np.random.default_rng(1).integers(0, 2, (9, 5, 6)))
@@ -172,6 +184,11 @@ BAD = {
         "'nu'",
     ),
     "pixels that are not binary": (("fit", "vae", "--data", "table.npz"), "Bernoulli"),
+    "words that are none": (
+        ("fit", "latent-factor-words", "--data", "table.npz"),
+        "words (N, T) and lengths (N,)",
+    ),
+    "a gradient that there is not": (("fit", "document-model"), "'reweighted_wake_sleep'"),
     "sequences that are none": (("fit", "hmm", "--data", "table.npz"), "sequences (N, T, D)"),
     "lengths that are none": (
         ("fit", "hmm", "--data", "long.npz"),

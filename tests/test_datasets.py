@@ -91,7 +91,7 @@ def test_named():
         named("digts")
     one_sentence(info)
     with pytest.raises(ValueError, match="choose from digits, binary-digits, iris, mnist") as info:
-        named("reuters")
+        named("zebras")
     one_sentence(info)
 
 

@@ -11,10 +11,10 @@ from pyro import poutine
 from scipy import stats
 
 import pplvm
+from pplvm.models.counts import Multinomial
 from pplvm.models.dirichlet_multinomial import (
     CollapsedDirichletMultinomial,
     DirichletMultinomial,
-    Multinomial,
 )
 
 

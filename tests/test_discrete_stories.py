@@ -31,10 +31,11 @@ from zoo_discrete import (
 import pplvm
 from pplvm import traces
 from pplvm.guides.factorial_hmm import MeanField, StructuredMeanField
+from pplvm.models.counts import Multinomial
 from pplvm.models.factorial_hmm import FactorialHMM
 from pplvm.models.gaussian_mixture import BayesianGaussianMixture
 from pplvm.models.hmm import HMM
-from pplvm.models.naive_bayes import Counts, NaiveBayes
+from pplvm.models.naive_bayes import NaiveBayes
 
 
 def close(a, b, rtol=1e-9):
@@ -123,7 +124,7 @@ def test_gradients_reach_every_parameter(name):
 
 def test_counts_are_drawn_from_their_law():
     total, logits = torch.tensor([0, 3, 7]), torch.randn(3, D)
-    x = Counts(total, logits).sample((20_000,))  # (S, 3, D)
+    x = Multinomial(total, logits=logits).sample((20_000,))  # (S, 3, D)
     assert (x.sum(-1) == total).all()
     close(x.mean(0), total[:, None] * logits.softmax(-1), rtol=0.1)
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 import pplvm
+from pplvm.guides.document_model import DocumentModelGuide
+from pplvm.models.document_model import DocumentModel
 from pplvm.models.gaussian_mixture import GaussianMixture
 from pplvm.models.hmm import HMM
 from pplvm.objectives import reweighted_wake_sleep
@@ -160,6 +162,19 @@ def test_parameters_are_learned_without_a_guide_and_then_shared():
     assert all(torch.equal(W, learned[0]) for W in learned)
     assert answers["exact"].log_marginal.shape == (2,)
     assert answers["CAVI, every state apart"].elbo[-1] <= answers["CAVI"].elbo[-1] + 1e-9
+
+
+def test_parameters_are_learned_by_wake_sleep_where_no_gradient_flows_through_draws():
+    torch.manual_seed(0)
+    x, lines = torch.poisson(torch.full((6, 4), 2.0)), []
+    guides = {"network": lambda data: DocumentModelGuide(4, 2)}
+    answers = study(
+        DocumentModel(4, 2), guides, x, methods=("wake-sleep", "reweighted-wake-sleep"),
+        num_compared=3, num_steps=5, announce=lines.append,
+    )  # fmt: skip
+    assert lines == ["parameters: reweighted-wake-sleep, network guide, 6 data", *answers]
+    learned = [answer.model.state_dict() for answer in answers.values()]
+    assert all(torch.equal(learned[0][name], learned[1][name]) for name in learned[0])
 
 
 def test_a_method_that_needs_a_guide_says_so():

@@ -42,7 +42,8 @@ from sklearn.mixture import GaussianMixture as Peer
 
 import pplvm
 from pplvm.models.conjugate import beta_binomial, gamma_poisson, normal_inverse_gamma
-from pplvm.models.dirichlet_multinomial import CollapsedDirichletMultinomial, Multinomial
+from pplvm.models.counts import Multinomial
+from pplvm.models.dirichlet_multinomial import CollapsedDirichletMultinomial
 from pplvm.models.gaussian_mixture import BayesianGaussianMixture, GaussianMixture
 from pplvm.objectives import elbo
 
