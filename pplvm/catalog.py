@@ -235,16 +235,18 @@ _DOCUMENT_MODEL = Story(
     takes=flat,
 )
 
+_WORD_SIZES = 16, 32  # E and H: more of them learn 400 words by heart
+
 _LATENT_FACTOR_WORDS = Story(
     summary="z_k ~ Bernoulli(pi_k), characters ~ a recurrent network given z: words",
     data="small-words",
-    latent_dim=8,
-    model=lambda data, K: LatentFactorWords(int(data[0].max()), K),
-    guides={"two-way": lambda data, K: LatentFactorWordsGuide(int(data[0].max()), K)},
+    latent_dim=4,
+    model=lambda data, K: LatentFactorWords(int(data[0].max()), K, *_WORD_SIZES),
+    guides={"two-way": lambda data, K: LatentFactorWordsGuide(int(data[0].max()), K, *_WORD_SIZES)},
     methods=("wake-sleep", "reweighted-wake-sleep"),
-    num_steps=1000,
+    num_steps=400,
     batch_size=100,
-    lr=0.005,
+    lr=0.01,
     takes=spelt,
 )
 

@@ -188,7 +188,7 @@ BAD = {
         ("fit", "latent-factor-words", "--data", "table.npz"),
         "words (N, T) and lengths (N,)",
     ),
-    "a gradient that there is not": (("fit", "document-model"), "'reweighted_wake_sleep'"),
+    "a gradient that there is not": (("fit", "document-model"), "no pathwise gradient"),
     "sequences that are none": (("fit", "hmm", "--data", "table.npz"), "sequences (N, T, D)"),
     "lengths that are none": (
         ("fit", "hmm", "--data", "long.npz"),
