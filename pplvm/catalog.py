@@ -217,7 +217,7 @@ _SIGMOID_BELIEF_NETWORK = Story(
             data[0].shape[1:], (L,), mean=_mean(data)
         )
     },
-    methods=("wake-sleep", "reweighted-wake-sleep"),
+    methods=("wake-sleep", "reweighted-wake-sleep", "disarm"),
     num_steps=3000,
     batch_size=128,
     lr=0.005,
@@ -229,7 +229,7 @@ _DOCUMENT_MODEL = Story(
     latent_dim=5,
     model=lambda data, K: DocumentModel(data[0].shape[1], K),
     guides={"mean-embedding": lambda data, K: DocumentModelGuide(data[0].shape[1], K)},
-    methods=("wake-sleep", "reweighted-wake-sleep"),
+    methods=("wake-sleep", "reweighted-wake-sleep", "disarm"),
     num_steps=2000,
     lr=0.01,
     takes=flat,

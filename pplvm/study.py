@@ -61,8 +61,8 @@ def study(
 
     A latent variable model is identified only up to symmetries of its latents (factors rotate),
     so answers with parameters of their own could not be compared. They are therefore learned
-    first, by SVI with the first guide on all data, and held fixed from there on; by reweighted
-    wake-sleep if that guide draws a latent that has no pathwise gradient. A story whose latents are
+    first, by SVI with the first guide on all data, and held fixed from there on; by the score
+    function if that guide draws a latent that has no pathwise gradient. A story whose latents are
     all discrete, with states that can be listed, learns them without a guide, its latents summed
     out. SVI is then asked with every guide, other objectives with the first.
 
@@ -70,7 +70,8 @@ def study(
         model: The story.
         guides: By name, each a function from the data to a guide, or to None for AutoNormal.
         data: The arguments of the story, first axis N; memory maps are read by minibatch.
-        methods: Some of "svi", "iwae", "wake-sleep", "reweighted-wake-sleep", "nuts", "cavi",
+        methods: Some of "svi", "iwae", "wake-sleep", "reweighted-wake-sleep",
+            "score-function", "nvil", "vimco", "disarm", "nuts", "cavi",
             "cavi-apart" (no chain along time is one factor), "exact".
         num_compared: The methods are asked about so many of the first data, where each has
             latents of its own.
@@ -149,7 +150,7 @@ def _learner(build: Callable, *data: Tensor) -> str:
         guide = build(data)
         sites = [] if guide is None else traces.look(guide, *data).values()  # AutoNormal is None
         moving = all(site.fn.has_rsample for site in sites if site.kind == "latent")
-        return "svi" if moving else "reweighted-wake-sleep"
+        return "svi" if moving else "score-function"
 
 
 def freeze(learned: Fit) -> Callable:

@@ -172,7 +172,7 @@ def test_parameters_are_learned_by_wake_sleep_where_no_gradient_flows_through_dr
         DocumentModel(4, 2), guides, x, methods=("wake-sleep", "reweighted-wake-sleep"),
         num_compared=3, num_steps=5, announce=lines.append,
     )  # fmt: skip
-    assert lines == ["parameters: reweighted-wake-sleep, network guide, 6 data", *answers]
+    assert lines == ["parameters: score-function, network guide, 6 data", *answers]
     learned = [answer.model.state_dict() for answer in answers.values()]
     assert all(torch.equal(learned[0][name], learned[1][name]) for name in learned[0])
 
