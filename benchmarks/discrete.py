@@ -169,19 +169,23 @@ def _mean(values: list[float]) -> tuple[float, float | None]:
 def noise(fit: pplvm.Fit, grey: Tensor, names: list[str], num_draws: int) -> list[dict]:
     """Returns the variance of a gradient in the guide, for each estimator at the same parameters.
 
-    What an estimator learns, it has learned from 300 other batches: of the batch that is asked about,
-    no baseline knows more than of any other. NVIL's division by the standard deviation is undone.
+    NVIL's baselines are those of its fit, its division by the standard deviation undone; what others
+    learn, Pyro's averages included, they have learned from a thousand batches that leave out the one
+    that is asked about.
     """
     x = torch.bernoulli(grey[:BATCH], generator=torch.Generator().manual_seed(1))
     variance = {"Pyro's TraceGraph_ELBO": _pyros(fit, grey, x, num_draws)}
     for name in (name for name in names if name not in _OF_OTHER_BOUNDS):
-        objective = NVIL(normalise=False) if name == "NVIL" else OBJECTIVES[name]()
-        if isinstance(objective, nn.Module):
+        objective, scale = OBJECTIVES[name](), 1.0
+        if name == "NVIL":
+            objective = fit.objective.eval()
+            scale = objective._statistics()[1].item()
+        elif isinstance(objective, nn.Module):
             _teach(objective, fit, grey)
         parameters, draws = list(fit.guide.parameters()), []
         for _ in range(num_draws):
             g = torch.autograd.grad(objective(fit.model, fit.guide, x).loss, parameters)
-            draws.append(torch.cat([part.flatten() for part in g]))
+            draws.append(scale * torch.cat([part.flatten() for part in g]))
         variance[name] = torch.stack(draws).double().var(0).sum().item()
     peer = next(iter(variance.values()))
     return [
@@ -196,7 +200,7 @@ _OF_OTHER_BOUNDS = ("VIMCO, P = 8", "wake-sleep", "RWS, P = 8")
 
 def _others(grey: Tensor) -> Iterator[Tensor]:
     random = torch.Generator().manual_seed(2)
-    for _ in range(300):
+    for _ in range(1000):
         rows = torch.randint(BATCH, len(grey), (BATCH,), generator=random)
         yield torch.bernoulli(grey[rows], generator=random)
 
