@@ -590,8 +590,8 @@ for (p, w), j in swept.items():
     print(f"{p:5}{w:7}{j}")
 
 # %% [markdown]
-# The expected share of words hardly moves: it is the prior's, since the divergence holds chatter
-# there and nothing pulls. The words that are selected *on purpose* are in the first picture. At
+# The expected share of words stays near the prior's, since the divergence holds chatter there and
+# little pulls. The words that are selected *on purpose* are in the first picture. At
 # weight 0.3 there are half as many as at 0.1, the accuracy is perfect, and fewest of the telling words
 # are found. That should make one suspicious; section 9 looks into it.
 
@@ -857,7 +857,8 @@ if treebank is not None:
 # - A power is no likelihood. With the model left to a bound of many draws, chatter learned to shout.
 # - Report the share, the accuracy beside the classifier that reads everything, and how well known
 #   words are found; and beside those, what the cheap answer achieves, such as erasure.
-# - The most accurate rationales were the worst. Being all that was read makes no reason of a word.
+# - Accuracy does not tell a reason from a code: it was perfect where half of the reviews had nothing
+#   to show. Being all that was read makes no reason of a word.
 # - Look at rationales without words, at the classes apart, and at the hard cases: there may be a code.
 #
 # ## Where next
