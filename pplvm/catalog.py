@@ -15,6 +15,7 @@ from pplvm.guides import factorial_hmm as fhmm_guides
 from pplvm.guides.document_model import DocumentModelGuide
 from pplvm.guides.latent_factor_words import LatentFactorWordsGuide
 from pplvm.guides.naive_bayes import NaiveBayesGuide
+from pplvm.guides.rationale import RationaleGuide
 from pplvm.guides.sigmoid_belief_network import SigmoidBeliefNetworkGuide
 from pplvm.guides.vae import VAEGuide
 from pplvm.models.document_model import DocumentModel
@@ -24,6 +25,7 @@ from pplvm.models.gaussian_mixture import GaussianMixture
 from pplvm.models.hmm import HMM
 from pplvm.models.latent_factor_words import LatentFactorWords
 from pplvm.models.naive_bayes import NaiveBayes
+from pplvm.models.rationale import Rationale
 from pplvm.models.sigmoid_belief_network import SigmoidBeliefNetwork
 from pplvm.models.vae import VAE
 
@@ -71,6 +73,17 @@ def spelt(data: Data) -> Data:
             f"takes the numbers of characters, whole ones, and lengths, got {x.dtype}, {lengths.dtype}"
         )
     return x.long(), lengths.long()
+
+
+def classed(data: Data) -> Data:
+    """Returns classes (N,), words as whole numbers (N, T), and lengths (N,), as they are given."""
+    if len(data) != 3 or data[0].ndim != 1 or data[1].ndim != 2 or data[2].ndim != 1:
+        raise ValueError(f"takes classes (N,), words (N, T) and lengths (N,), got {_shapes(data)}")
+    parts = tuple(torch.as_tensor(part) for part in data)
+    if any(part.is_floating_point() for part in parts):
+        kinds = ", ".join(str(part.dtype) for part in parts)
+        raise ValueError(f"takes classes, words and lengths as whole numbers, got {kinds}")
+    return tuple(part.long() for part in parts)
 
 
 def _measured(x: Array) -> Array:
@@ -250,6 +263,19 @@ _LATENT_FACTOR_WORDS = Story(
     takes=spelt,
 )
 
+_RATIONALE = Story(
+    summary="z_i ~ Bernoulli(p), y ~ Cat(network of the words with z_i = 1): reasons for classes",
+    data="small-reviews",
+    latent_dim=20,
+    model=lambda data, E: Rationale(int(data[1].max()) + 1, int(data[0].max()) + 1, E, E),
+    guides={"two-way": lambda data, E: RationaleGuide(int(data[1].max()) + 1, E, E)},
+    methods=("score-function", "nvil", "disarm", "reweighted-wake-sleep"),
+    num_steps=500,
+    batch_size=100,
+    lr=0.01,
+    takes=classed,
+)
+
 STORIES = {
     "factor-analysis": _FACTOR_ANALYSIS,
     "ppca": _PPCA,
@@ -261,4 +287,5 @@ STORIES = {
     "sigmoid-belief-network": _SIGMOID_BELIEF_NETWORK,
     "document-model": _DOCUMENT_MODEL,
     "latent-factor-words": _LATENT_FACTOR_WORDS,
+    "rationale": _RATIONALE,
 }

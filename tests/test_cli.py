@@ -145,14 +145,20 @@ def test_discrete_stories_are_compared_by_their_probabilities(folder, story):
     assert "failed" not in html
 
 
-DRAWN = ("sigmoid-belief-network", "document-model", "latent-factor-words")
+_ASLEEP = {"wake-sleep", "reweighted-wake-sleep"}
+DRAWN = {
+    "sigmoid-belief-network": _ASLEEP,
+    "document-model": _ASLEEP,
+    "latent-factor-words": _ASLEEP,
+    "rationale": {"score-function", "nvil", "disarm", "reweighted-wake-sleep"},
+}
 
 
 @pytest.mark.parametrize("story", DRAWN)
 def test_stories_whose_latents_cannot_be_listed_are_compared(folder, story):
     out = fine(folder, "compare", story, *SIZES, "--report", "r.html", "--json")
     rows = {row["name"]: row for row in json.loads(out)["rows"]}
-    assert set(rows) == {"wake-sleep", "reweighted-wake-sleep"}
+    assert set(rows) == DRAWN[story]
     assert all(row["log_marginal"] < 0 for row in rows.values())
     assert "failed" not in (folder / "r.html").read_text()
 
@@ -187,6 +193,10 @@ BAD = {
     "words that are none": (
         ("fit", "latent-factor-words", "--data", "table.npz"),
         "words (N, T) and lengths (N,)",
+    ),
+    "classes that are none": (
+        ("fit", "rationale", "--data", "table.npz"),
+        "classes (N,), words (N, T) and lengths (N,)",
     ),
     "a gradient that there is not": (("fit", "document-model"), "no pathwise gradient"),
     "sequences that are none": (("fit", "hmm", "--data", "table.npz"), "sequences (N, T, D)"),
