@@ -223,7 +223,7 @@ def test_a_loop_that_first_parameters_make_even_is_not_run_as_one():
     exact = pplvm.exact(fit.model, ROLL)  # which judges loops at the parameters that it has
     assert not exact.listed.graph.chains
     assert torch.allclose(fit.bound(num_repeats=1)[0], exact.log_marginal)
-    assert not fit.run._even
+    assert not fit.run._known.even
 
 
 def test_dreams_of_a_story_with_sums_teach_the_guide():
