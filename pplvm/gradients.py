@@ -122,7 +122,8 @@ class Gradients:
         seconds = min(self._calls.get(_key(batch), [0.0]))
         mode, why = choose(self.mode, num_left, seconds)
         if mode == "off":
-            self.choice = f"off: {why}"
+            if not any(self._fast.values()):  # batches of another shape may be traced
+                self.choice = f"off: {why}"
             return None
         if len(self._fast) >= _MOST_SHAPES:
             return self._give_up(f"batches come in more than {_MOST_SHAPES} shapes")

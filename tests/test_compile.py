@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from zoo import DISCRETE, NO_PLATE, PER_DATUM, SHARED, Story, factor_analysis, learned, mixed
 
 import pplvm
+from pplvm import gradients
 from pplvm.batches import Batches
 from pplvm.compile import NotTraceableError, choose, trace
 from pplvm.objectives import elbo, iwae, reweighted_wake_sleep, wake_sleep
@@ -144,6 +145,17 @@ def test_every_shape_of_batch_has_its_own_trace():
         for _ in range(6):
             next(steps)
         assert sorted(key[0][0][0] for key in run.gradients._fast) == [2, 4]
+
+
+def test_a_short_last_batch_does_not_speak_for_the_others(monkeypatch):
+    def choose(mode, num_calls, seconds, traced=None):
+        return ("graph", "many") if num_calls > 30 else ("off", "few")
+
+    monkeypatch.setattr(gradients, "choose", choose)
+    monkeypatch.setattr(gradients, "_SLOWER", 1e9)
+    story = factor_analysis(num_data=10)
+    fit = pplvm.fit(story.model, story.guide, *story.data, batch_size=4, num_steps=60)
+    assert fit.settings["compile"] == "graph: many"
 
 
 def test_draws_are_fresh_and_follow_the_seed():
