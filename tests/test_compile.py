@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from zoo import DISCRETE, NO_PLATE, PER_DATUM, SHARED, Story, factor_analysis, learned, mixed
 
 import pplvm
-from pplvm import gradients
 from pplvm.batches import Batches
 from pplvm.compile import NotTraceableError, choose, trace
 from pplvm.objectives import elbo, iwae, reweighted_wake_sleep, wake_sleep
@@ -151,8 +150,8 @@ def test_a_short_last_batch_does_not_speak_for_the_others(monkeypatch):
     def choose(mode, num_calls, seconds, traced=None):
         return ("graph", "many") if num_calls > 30 else ("off", "few")
 
-    monkeypatch.setattr(gradients, "choose", choose)
-    monkeypatch.setattr(gradients, "_SLOWER", 1e9)
+    monkeypatch.setattr("pplvm.gradients.choose", choose)
+    monkeypatch.setattr("pplvm.gradients._SLOWER", 1e9)
     story = factor_analysis(num_data=10)
     fit = pplvm.fit(story.model, story.guide, *story.data, batch_size=4, num_steps=60)
     assert fit.settings["compile"] == "graph: many"
