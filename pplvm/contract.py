@@ -4,7 +4,6 @@ __all__ = ["check", "explain"]
 
 import inspect
 from collections.abc import Callable
-from typing import Any
 
 import pyro
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from pplvm import traces
 from pplvm.batches import as_tensors, check_data
+from pplvm.contract_objectives import objective_name
 from pplvm.naming import runs
 from pplvm.objectives import elbo
 from pplvm.parameters import Scope, closed_over, module_of, modules
@@ -195,18 +195,6 @@ def grouped(rows: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
     """Returns the rows of a site table with those of a loop in one, such as that of z_0 … z_31."""
     rest = {row[0]: row[1:] for row in rows}
     return [(label, *rest[names[0]]) for label, names in runs(rest).items()]
-
-
-def objective_parts(objective: Callable) -> tuple[Callable, dict[str, Any]]:
-    """Returns the function of an objective and the options that ``partial`` has bound."""
-    return getattr(objective, "func", objective), getattr(objective, "keywords", {})
-
-
-def objective_name(objective: Callable) -> str:
-    """Returns what an objective is called, options that were bound included."""
-    function, options = objective_parts(objective)
-    name = getattr(function, "__name__", type(function).__name__)
-    return name + ("(" + ", ".join(f"{k}={v}" for k, v in options.items()) + ")" if options else "")
 
 
 # How each objective differentiates by way of a latent that is not reparameterisable.

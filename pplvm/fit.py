@@ -32,9 +32,8 @@ from pplvm.contract import (
     check,
     check_default_guide,
     check_schedule,
-    objective_name,
-    objective_parts,
 )
+from pplvm.contract_objectives import objective_name, objective_parts
 from pplvm.draws import Draws
 from pplvm.likelihood import LogMarginal, log_marginal
 from pplvm.loop import HeldOut, Saver, read_fit, train

@@ -31,12 +31,13 @@ from functools import partial
 from typing import Any
 
 import torch
+from pyro.infer import ELBO
 from torch import Tensor
 
 from pplvm import objectives as known
 from pplvm import traces
 from pplvm.batches import Array, Batches, as_tensor, check_count, check_data, floating_dtype
-from pplvm.contract import objective_name, objective_parts
+from pplvm.contract_objectives import objective_name, objective_parts
 from pplvm.training import Run
 from pplvm.types import Estimate
 
@@ -121,10 +122,7 @@ def gradient_report(
     for name, value, least in (("num_draws", num_draws, 2), ("num_training", num_training, 0)):
         check_count(name, value, least)
     check_data(data)
-    if not isinstance(objectives, Mapping):
-        objectives = {objective_name(objective): objective for objective in objectives}
-    if not objectives:
-        raise ValueError("'objectives' is empty: give at least one.")
+    objectives = _named(objectives)
     convert = partial(as_tensor, dtype=floating_dtype(model, guide), device=torch.device("cpu"))
     rows: list[GradientRow] = []
     for name, objective in objectives.items():
@@ -136,6 +134,31 @@ def gradient_report(
         with run.scope():
             rows += _rows(name, run, num_draws, num_training, lr)
     return GradientReport(tuple(rows), num_draws, num_training)
+
+
+def _named(
+    objectives: Sequence[Callable[..., Estimate]] | Mapping[str, Callable[..., Estimate]],
+) -> dict[str, Callable[..., Estimate]]:
+    """Returns objectives by name, Pyro's ELBOs among them, or raises a ``ValueError``."""
+    if callable(objectives):
+        raise ValueError("'objectives' should be a list, or a mapping of names: put it in a list.")
+    named = isinstance(objectives, Mapping)
+    pairs = list(objectives.items()) if named else [("", objective) for objective in objectives]
+    if not pairs:
+        raise ValueError("'objectives' is empty: give at least one.")
+    found: dict[str, Callable[..., Estimate]] = {}
+    for name, objective in pairs:
+        if isinstance(objective, type) or not (callable(objective) or isinstance(objective, ELBO)):
+            raise ValueError(
+                f"'objectives' should hold functions of pplvm.objectives, NVIL() and its like, or "
+                f"ELBO objects, got {objective!r}."
+            )
+        objective = known.from_pyro(objective) if isinstance(objective, ELBO) else objective
+        name = name or objective_name(objective)
+        if name in found:
+            raise ValueError(f"two objectives are called '{name}': give a mapping of names.")
+        found[name] = objective
+    return found
 
 
 def _rows(
@@ -186,38 +209,52 @@ def _bias(g: Tensor, exact: Tensor) -> tuple[float, float]:
     tolerance = 1e-5 * exact.abs().max() + 1e-12  # of rounding, where there is no noise at all
     noise = (off.abs() / (error + tolerance)).max().item()
     length = exact.norm().item()
-    return (off.norm().item() / length if length > 0 else math.inf), noise
+    bias = off.norm().item()
+    return (bias / length if length > 0 else math.inf if bias > 0 else 0.0), noise
 
 
 def _exact(run: Run, batch: tuple[Tensor, ...]) -> list[Tensor] | None:
     """Returns the gradient of the bound that an objective is about, if all states can be listed."""
     function, options = objective_parts(run.objective)
-    if function in _OF_NO_BOUND:
-        return None
-    num_particles = 1
-    if function in _WEIGHTED:
-        default = inspect.signature(function).parameters["num_particles"].default
-        num_particles = options.get("num_particles", default)
-    elif getattr(known, getattr(function, "__name__", type(function).__name__), None) is None:
+    name = getattr(function, "__name__", type(function).__name__)
+    ours = getattr(known, name, None) in (function, type(function))
+    if not ours or function in _OF_NO_BOUND:
         return None  # nobody knows what it is about
     listed = traces.listed_states(run.guide, *batch)
-    sites = list(traces.look(run.guide, *batch).values())
-    states = math.prod(listed.values())
-    latents = {s.name for s in sites if s.kind == "latent" and traces.in_data_plate(s)}
-    if latents != set(listed) or len(latents) < len([s for s in sites if s.kind == "latent"]):
-        return None
-    if states**num_particles > MOST_TUPLES:
+    latents = [s for s in traces.look(run.guide, *batch).values() if s.kind == "latent"]
+    if {s.name for s in latents if traces.in_data_plate(s)} != set(listed) or len(latents) > len(
+        listed
+    ):
         return None
     with torch.enable_grad():
-        z = traces.draw_choices(run.model, run.guide, *batch, listed=listed)
-        log_p, log_q = traces.weigh(run.model, run.guide, z, *batch)  # (K, N)
-        places = torch.cartesian_prod(*[torch.arange(states)] * num_particles)
-        places = places.reshape(-1, num_particles)  # (tuples, P)
-        bound = (log_p - log_q)[places].logsumexp(1) - math.log(num_particles)
-        total = (log_q[places].sum(1).exp() * bound).sum(0).mean()
-        grads = torch.autograd.grad(-total, list(run.parameters.values()), allow_unused=True)
+        if function in _WEIGHTED:
+            default = inspect.signature(function).parameters["num_particles"].default
+            loss = _weighted(run, batch, listed, options.get("num_particles", default))
+        else:
+            weight = options.get("kl_weight", 1.0)
+            loss = known.score_function(
+                run.model, run.guide, *batch, rao_blackwell=True, kl_weight=weight
+            ).loss
+        if loss is None:
+            return None
+        grads = torch.autograd.grad(loss, list(run.parameters.values()), allow_unused=True)
     pairs = zip(grads, run.parameters.values(), strict=True)
     return [torch.zeros_like(p) if g is None else g for g, p in pairs]
+
+
+def _weighted(
+    run: Run, batch: tuple[Tensor, ...], listed: Mapping[str, int], num_particles: int
+) -> Tensor | None:
+    """Returns the bound of P draws, negative, as the sum over all P-tuples of states."""
+    states = math.prod(listed.values())
+    if states**num_particles > MOST_TUPLES:
+        return None
+    z = traces.draw_choices(run.model, run.guide, *batch, listed=listed)
+    log_p, log_q = traces.weigh(run.model, run.guide, z, *batch)  # (K, N)
+    places = torch.cartesian_prod(*[torch.arange(states)] * num_particles)
+    places = places.reshape(-1, num_particles)  # (tuples, P)
+    bound = (log_p - log_q)[places].logsumexp(1) - math.log(num_particles)
+    return -(traces.own_log_q(z)[places].sum(1).exp() * bound).sum(0).mean()
 
 
 def _cell(value: str | float | None) -> str:

@@ -1,7 +1,6 @@
 """One run of stochastic gradient steps, which can stop anywhere and go on bit for bit."""
 
 import copy
-import inspect
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +13,12 @@ from torch.optim import Optimizer
 
 from pplvm import traces
 from pplvm.batches import Batches
-from pplvm.contract import check, check_closures, check_minibatches
+from pplvm.contract import (
+    check,
+    check_closures,
+    check_minibatches,
+)
+from pplvm.contract_objectives import check_objective, objective_option
 from pplvm.gradients import Gradients
 from pplvm.parameters import Scope, leaves, module_of, modules, moved
 from pplvm.traces import Program
@@ -72,6 +76,7 @@ class Run:
         for module in modules(self.model, self.guide).values():
             module.to(device).train()
         self.objective, self.batches, self.device = copy.deepcopy(objective), batches, device
+        check_objective(objective)
         learning = module_of(self.objective)  # an objective with parameters or averages of its own
         self.learning = None if learning is None else learning.to(device).train()
         self.kl_schedule, self.num_steps = kl_schedule, num_steps
@@ -80,7 +85,8 @@ class Run:
         with self.scope():
             first = batches.first()
             check(self.model, self.guide, *first)  # and so creates what pyro.param declares
-            if _num_particles(objective) > 1:
+            several = objective_option(objective, "num_particles", 1) > 1
+            if several or objective_option(objective, "rao_blackwell", False):
                 traces.check_particles(self.model, self.guide, *first)
             self._nesting = traces.nesting(self.model, self.guide, *first)
             self.scope.adopt(modules(self.model, self.guide))
@@ -316,13 +322,6 @@ class Run:
         self.best, self.best_step = state["best"], state["best_step"]
         self.step_count = state["step"]
         self.history = History(**state["history"])
-
-
-def _num_particles(objective: Callable) -> int:
-    if isinstance(objective, nn.Module):
-        return getattr(objective, "num_particles", 1)
-    option = inspect.signature(objective).parameters.get("num_particles")
-    return 1 if option is None else option.default
 
 
 class NotFiniteError(ValueError):

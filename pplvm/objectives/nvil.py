@@ -23,12 +23,13 @@ Shapes: S particles, those of listed states included; C latents.
 
 __all__ = ["NVIL"]
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from pplvm.objectives.score_function import elbo_of, steer
+from pplvm.objectives.score_function import elbo_of, steer, weighted
 from pplvm.traces import Choice, Integrand, draw_choices, integrand, listed_states
 from pplvm.types import Estimate
 
@@ -73,8 +74,7 @@ class NVIL(nn.Module):
             )
         if not 0 <= decay < 1:
             raise ValueError(f"'decay' should be from 0 to below 1, got {decay}.")
-        if num_particles < 1:
-            raise ValueError(f"'num_particles' should be at least 1, got {num_particles}.")
+        check_positive(num_particles=num_particles, hidden_dim=hidden_dim, lr=lr)
         self.baselines, self.normalise, self.num_particles = baselines, normalise, num_particles
         self.rao_blackwell, self.hidden_dim, self.decay, self.lr = (
             rao_blackwell, hidden_dim, decay, lr,
@@ -86,7 +86,9 @@ class NVIL(nn.Module):
         """Makes the networks and averages that these programs and data need."""
         with torch.no_grad(), torch.random.fork_rng():
             choices = self._choices(model, guide, *data).choices
-        like = next((x for x in data if x.is_floating_point()), torch.empty(0))
+        like = next(
+            (x for x in data if x.is_floating_point()), torch.empty(0, device=data[0].device)
+        )
         for name in ("mean", "variance", "taken"):
             self.register_buffer(name, like.new_zeros(len(choices)))
         if "network" in self.baselines and self.network is None:
@@ -104,13 +106,12 @@ class NVIL(nn.Module):
             self.prepare(model, guide, *data)
         P, parts = self.num_particles, self._choices(model, guide, *data, kl_weight=kl_weight)
         loss, residuals = -elbo_of(parts, P, kl_weight).mean(), []
-        weight = None if parts.weight is None else parts.weight.detach()
         mean, scale = self._statistics()
         for i, choice in enumerate(parts.choices):
             predicted = self._predicted(i, parts.choices, data)
-            b = predicted if weight is None else weight * predicted
+            b = weighted(predicted, choice, parts.weight)
             residual = choice.signal - b.detach()
-            centre = mean[i] if weight is None else weight * mean[i]
+            centre = weighted(mean[i], choice, parts.weight)
             loss = loss - steer(choice, (residual - centre) / scale[i], P, parts.kl.shape[1])
             if predicted.requires_grad:
                 error = (choice.signal - b - centre).square() / (2 * scale[i])
@@ -166,6 +167,16 @@ class NVIL(nn.Module):
         self.mean = self.decay * self.mean + (1 - self.decay) * mean
         self.variance = self.decay * self.variance + (1 - self.decay) * variance
         self.taken = self.taken + 1
+
+
+def check_positive(**options: float | None) -> None:
+    """Raises a ``ValueError`` for an option that is not above 0 and, unless it is a rate, whole."""
+    for name, value in options.items():
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if name == "lr" and value is not None and not 0 < value < math.inf:
+            raise ValueError(f"'lr' should be above 0 and finite, got {value}.")
+        if name != "lr" and (not whole or value < 1):
+            raise ValueError(f"'{name}' should be at least 1 and whole, got {value}.")
 
 
 def _network(num_inputs: int, hidden_dim: int, like: Tensor) -> nn.Module:

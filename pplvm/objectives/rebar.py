@@ -25,12 +25,14 @@ Shapes: N data, P particles; * is that of the logits of a layer.
 
 __all__ = ["REBAR", "RELAX"]
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from pplvm.objectives.layers import hard, layerwise, noise, score, soft, uniform
+from pplvm.objectives.nvil import check_positive
 from pplvm.traces import Layer, play
 from pplvm.types import Estimate
 
@@ -56,8 +58,9 @@ class REBAR(nn.Module):
         super().__init__()
         if not temperature > 0:
             raise ValueError(f"'temperature' should be above 0, got {temperature}.")
-        if num_particles < 1:
-            raise ValueError(f"'num_particles' should be at least 1, got {num_particles}.")
+        check_positive(num_particles=num_particles, lr=lr)
+        if not math.isfinite(scale):
+            raise ValueError(f"'scale' should be finite, got {scale}.")
         self.num_particles, self.temperature, self.scale = num_particles, temperature, scale
         self.lr = lr
         self.log_temperature: nn.Parameter | None = None  # (layers,)
@@ -140,6 +143,7 @@ class RELAX(REBAR):
         lr: float | None = None,
     ) -> None:
         super().__init__(num_particles=num_particles, temperature=temperature, scale=scale, lr=lr)
+        check_positive(hidden_dim=hidden_dim)
         self.hidden_dim, self.networks = hidden_dim, nn.ModuleList()
 
     def prepare(self, model: Callable, guide: Callable, *data: Tensor) -> None:

@@ -30,9 +30,9 @@ Shapes: S = PK particles for K listed states, else S = P.
 
 __all__ = ["score_function"]
 
+import math
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from pplvm.traces import Choice, Integrand, draw_choices, integrand, listed_states
@@ -68,8 +68,8 @@ def score_function(
     loss = -elbo_of(parts, num_particles, kl_weight).mean()
     for choice in parts.choices:
         b = leave_one_out(choice, num_particles) if baseline == "leave_one_out" else baseline
-        b = b if parts.weight is None else b * parts.weight.detach()
-        loss = loss - steer(choice, choice.signal - b, num_particles, parts.kl.shape[1])
+        signal = choice.signal - weighted(b, choice, parts.weight)
+        loss = loss - steer(choice, signal, num_particles, parts.kl.shape[1])
     return Estimate(loss=loss, bound=elbo_of(parts, num_particles).detach())
 
 
@@ -82,6 +82,14 @@ def elbo_of(parts: Integrand, num_particles: int, kl_weight: float = 1.0) -> Ten
 def steer(choice: Choice, signal: Tensor, num_particles: int, size: int) -> Tensor:
     """Returns what has the score-function gradient of a latent, as a mean over draws and data."""
     return (signal * choice.log_q).sum() / (num_particles * size)
+
+
+def weighted(b: Tensor | float, choice: Choice, weight: Tensor | None) -> Tensor | float:
+    """Returns a baseline for each listed state, in a shape that broadcasts to that of the signal."""
+    if weight is None:
+        return b
+    w = weight.detach()  # (S, N) or (S, 1)
+    return b * (w if choice.signal.shape[1] > 1 else w.mean(1, keepdim=True))
 
 
 def leave_one_out(choice: Choice, num_particles: int) -> Tensor:
@@ -102,5 +110,6 @@ def check_baseline(baseline: float | str, num_particles: int) -> None:
         raise ValueError(
             f"'num_particles' should be at least 2 for baseline='leave_one_out', got {num_particles}."
         )
-    if not isinstance(baseline, str) and not torch.isfinite(torch.as_tensor(float(baseline))):
-        raise ValueError(f"'baseline' should be finite, got {baseline}.")
+    number = isinstance(baseline, (int, float)) and math.isfinite(baseline)
+    if not isinstance(baseline, str) and not number:
+        raise ValueError(f"'baseline' should be a finite number, got {baseline}.")

@@ -22,7 +22,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pplvm.traces import draw, pathwise_site, weigh
+from pplvm.traces import draw, own_log_q, pathwise_site, weigh
 from pplvm.types import Estimate
 
 
@@ -61,7 +61,7 @@ def vimco(
     bound = torch.logsumexp(log_w, dim=0) - math.log(num_particles)  # (N,)
     signal = (bound - without_each(log_w, mean)).detach()
     w = torch.softmax(log_w.detach(), dim=0)
-    surrogate = (signal * log_q + w * log_w).sum(0)
+    surrogate = (signal * own_log_q(z) + w * log_w).sum(0)
     return Estimate(loss=-surrogate.mean(), bound=bound.detach())
 
 

@@ -14,6 +14,7 @@ from pplvm.traces.choices import (
     draw_choices,
     integrand,
     listed_states,
+    own_log_q,
 )
 from pplvm.traces.decoding import decode
 from pplvm.traces.densities import (
@@ -101,6 +102,7 @@ __all__ = [
     "mismatch",
     "misused_plate",
     "nesting",
+    "own_log_q",
     "pathwise_site",
     "play",
     "pointwise",

@@ -25,6 +25,7 @@ from collections.abc import Callable, Mapping
 from math import prod
 from typing import Any, NamedTuple
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
@@ -48,6 +49,7 @@ from pplvm.traces.sites import (
 
 # Joint states of the listed latents, each of which is one more particle; and units of one latent.
 MOST_STATES, MOST_UNITS = 256, 16
+_REDRAWN = 3  # times that a latent is drawn anew to see what changes
 LISTABLE = ("Bernoulli", "Categorical", "OneHotCategorical")
 
 
@@ -149,13 +151,23 @@ def integrand(
     ]
     weight = sum(log_q[name] for name in z.listed).exp() if z.listed else None
     signed = [*lik, *(t._replace(value=-kl_weight * t.value) for t in kl)]
+    # What all data share may depend on one datum's latent: then the terms of all data do.
+    crossing = frozenset().union(
+        *(
+            known.get(("own", name), found.keys())
+            for name, site in samples(z.trace)
+            if not in_data_plate(site)
+        )
+    )
     choices = []
     for name, site in found.items():
         if name in z.listed:
             continue
         mine = [t for t in signed if name in known.get(t.key, {name})]
         split = split_terms([(t.site, t.value) for t in mine], S)
-        signal = _signal(split, in_data_plate(site), weight, len(data[0])).detach()
+        local = in_data_plate(site)
+        signal = _signal(split, local and name not in crossing, weight, len(data[0])).detach()
+        signal = signal.expand(-1, len(data[0])) if local else signal
         choices.append(Choice(name, log_q[name], signal, _features(site, S)))
     parts = [split_terms([(t.site, t.value) for t in terms], S) for terms in (lik, kl)]
     size = max((part.local.shape[-1] for part in parts if part.local is not None), default=1)
@@ -174,7 +186,8 @@ def dependencies(
     if known is not None:
         return known
     following = Following()
-    with torch.no_grad(), torch.random.fork_rng(), following, MarkingDraws(following):
+    quiet = pyro.validation_enabled(False)  # checks of values look at them too
+    with torch.no_grad(), torch.random.fork_rng(), quiet, following, MarkingDraws(following):
         z = draw(model, guide, *data, scored=True)
         terms = [
             t
@@ -190,7 +203,43 @@ def dependencies(
         more = names.union(*(own.get(name, ()) for name in names))
         return names if more == names else grown(more)
 
-    return {key: grown(names) for key, names in found.items()}
+    depends = {key: grown(names | following.seen) for key, names in found.items()}
+    return {} if _hidden(model, guide, z, depends, *data) else depends
+
+
+def _hidden(model: Callable, guide: Callable, z: Latents, depends: Mapping, *data: Tensor) -> bool:
+    """Whether a term changes with a latent that it was not seen to depend on.
+
+    As by way of ``torch.jit`` or ``torch.vmap``, which tensors cannot be followed through.
+    """
+    z = z.detach()
+    with torch.no_grad(), torch.random.fork_rng(), pyro.validation_enabled(False):
+        state = torch.random.get_rng_state()
+
+        def values(at: Latents) -> dict[tuple[str, str], Tensor]:
+            with torch.random.fork_rng():
+                torch.random.set_rng_state(state)
+                lik, kl = terms_of(model, guide, at, *data, closed=False)
+            return {t.key: t.value for t in (*lik, *kl)}
+
+        known = values(z)
+        for name, site in samples(z.trace):
+            if site["fn"].has_rsample:
+                continue
+            for _ in range(_REDRAWN):
+                other = z.trace.copy()
+                other.nodes[name] = {**other.nodes[name], "value": site["fn"].sample()}
+                for key, value in values(z._replace(trace=other)).items():
+                    unseen = name not in depends.get(key, {name}) and key != ("q", name)
+                    if unseen and not torch.equal(value, known[key]):
+                        return True
+    return False
+
+
+def own_log_q(z: Latents) -> Tensor:
+    """Returns the log-density of the draws without a pathwise gradient by themselves, (P, N)."""
+    found = [site for _, site in samples(z.trace) if not site["fn"].has_rsample]
+    return sum(_score(site, z.num_particles) for site in found)
 
 
 class _Turns(Messenger):

@@ -75,8 +75,6 @@ def draw(
             objective then accounts for them by their density.
         within: A handler that the guide runs in, outside the plate of the particles.
     """
-    if num_particles < 1:
-        raise ValueError(f"'num_particles' should be at least 1, got {num_particles}.")
     if guide is None:
         raise ValueError("'guide' is None, from which nothing can be drawn: give a guide.")
     plate = particles(model, guide, *data, num_particles=num_particles)
@@ -253,6 +251,8 @@ def particles(
     model: Callable, guide: Callable, *data: Tensor, num_particles: int
 ) -> AbstractContextManager:
     """Returns the plate of the particles, outside every plate of both programs."""
+    if not isinstance(num_particles, int) or num_particles < 1:
+        raise ValueError(f"'num_particles' should be at least 1 and whole, got {num_particles}.")
     if num_particles == 1:
         return nullcontext()
     return pyro.plate(PARTICLES, num_particles, dim=-1 - nesting(model, guide, *data))

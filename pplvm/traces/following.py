@@ -22,6 +22,24 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+# By these, Python sees numbers, and whatever it makes of them is not followed.
+_SEEN = {
+    "item",
+    "tolist",
+    "numpy",
+    "__array__",
+    "__bool__",
+    "__int__",
+    "__float__",
+    "__index__",
+    "__complex__",
+    "__contains__",
+    "__dlpack__",
+    "is_nonzero",
+    "equal",
+    "allclose",
+}
+
 
 class Following(TorchFunctionMode):
     """Follows what tensors are made of, while it is entered."""
@@ -30,10 +48,13 @@ class Following(TorchFunctionMode):
         super().__init__()
         # By id, with the tensor itself, lest another take its id.
         self._known: dict[int, tuple[Tensor, frozenset[str]]] = {}
+        self._stores: dict[int, tuple[Any, frozenset[str]]] = {}  # what was written into
+        self.seen: frozenset[str] = frozenset()  # what Python has seen the numbers of
 
     def of(self, x: Tensor) -> frozenset[str]:
         """Returns the names that a tensor depends on."""
-        return self._known.get(id(x), (x, frozenset()))[1]
+        names = self._known.get(id(x), (x, frozenset()))[1]
+        return names | self._stores.get(_store(x), (None, frozenset()))[1]
 
     def mark(self, x: Tensor, names: frozenset[str]) -> None:
         """Says that a tensor depends on these names too."""
@@ -48,6 +69,8 @@ class Following(TorchFunctionMode):
         given = _tensors((args, kwargs))
         names = frozenset().union(*map(self.of, given)) if given else frozenset()
         if names:
+            if getattr(func, "__name__", "") in _SEEN:
+                self.seen |= names
             made = _tensors(out)
             for x in made:
                 self.mark(x, names)
@@ -60,9 +83,10 @@ class Following(TorchFunctionMode):
 
     def _written(self, x: Tensor, names: frozenset[str]) -> None:
         """Marks a tensor that was written into, and what it is a view of."""
+        key = _store(x)
+        held = self._stores.get(key, (x, frozenset()))
+        self._stores[key] = (held[0], held[1] | names)
         self.mark(x, names)
-        if x._base is not None:
-            self.mark(x._base, names)
 
 
 class MarkingDraws(Messenger):
@@ -78,6 +102,14 @@ class MarkingDraws(Messenger):
         # A tensor of its own: the distribution may have handed out one that others share.
         msg["value"] = msg["value"].clone()
         self.following.mark(msg["value"], frozenset({msg["name"]}))
+
+
+def _store(x: Tensor) -> int:
+    """Returns what a tensor has in common with its views; itself where it hides that."""
+    try:
+        return x.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):
+        return -id(x)
 
 
 def _tensors(tree: Any) -> list[Tensor]:

@@ -14,6 +14,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pplvm.traces.choices import dependencies
 from pplvm.traces.densities import Latents, particles, terms_of
 from pplvm.traces.families import distribution_name, elementary, mask_of
 from pplvm.traces.sites import in_data_plate, samples, split_terms
@@ -114,6 +115,15 @@ def play(
     lik, kl = terms_of(model, guide, z, *data)
     if held:
         names = {layer.name for layer in choosing.layers}
+        known = dependencies(model, guide, *data)
+        for t in (*lik, *kl):
+            mixed = names & known.get(t.key, names)
+            if mixed and not in_data_plate(t.site):
+                raise ValueError(
+                    f"site '{t.key[1]}' is outside plate 'data', but depends on '{min(mixed)}' inside, "
+                    "while this objective takes each datum alone: observe it inside too, or use "
+                    "'score_function'."
+                )
         kl = [
             t._replace(value=t.value.detach()) if t.key[0] == "q" and t.key[1] in names else t
             for t in kl
