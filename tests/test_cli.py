@@ -154,7 +154,12 @@ DRAWN = {
 }
 
 
-@pytest.mark.parametrize("story", DRAWN)
+_SLOW = ("latent-factor-words", "rationale")
+
+
+@pytest.mark.parametrize(
+    "story", [pytest.param(s, marks=pytest.mark.slow) if s in _SLOW else s for s in DRAWN]
+)
 def test_stories_whose_latents_cannot_be_listed_are_compared(folder, story):
     out = fine(folder, "compare", story, *SIZES, "--report", "r.html", "--json")
     rows = {row["name"]: row for row in json.loads(out)["rows"]}

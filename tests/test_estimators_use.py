@@ -418,7 +418,7 @@ def test_a_report_finds_bias_and_noise():
     """ "noise" of right estimators is below 5 in 20 numbers but for 1e-5 of seeds."""
     model, guide, data = story("belief")
     report = pplvm.gradient_report(
-        model, guide, *data, num_draws=400, num_training=20,
+        model, guide, *data, num_draws=300, num_training=20,
         objectives={
             "score": score_function, "DisARM": disarm, "NVIL": NVIL(normalise=False),
             "listed": partial(score_function, rao_blackwell=True),
