@@ -271,6 +271,8 @@ def _ours(name: str, train: Tensor, num_units: int, x: Tensor) -> Callable[[], N
         model, guide, x, objective=OBJECTIVES[name](), num_steps=5, compile="inductor",
         optimizer=partial(torch.optim.Adam, lr=1e-3, fused=True),
     )  # fmt: skip
+    for module in fit.run._modules().values():
+        module.train()  # which the end of the fit has undone
     entered = fit.run.scope()
     entered.__enter__()
     taken = fit.run.steps()
