@@ -14,7 +14,7 @@ NVIL has learned, beside that of Pyro's TraceGraph_ELBO with its decaying averag
 :func:`noise`.
 
 Published, training: NVIL -112.5, MuProp -111.7, REBAR -111.6, RELAX -111.2; test: NVIL -113.1,
-wake-sleep -120.7; after some millions of steps.
+wake-sleep -120.7.
 """
 
 import math
