@@ -1,13 +1,14 @@
 r"""Estimators of discrete latents: bound over time, noise, and a step beside PyTorch by hand.
 
-Run: python benchmarks/discrete.py [--quick] [--steps N] [--seeds N] [--only NAME ...]
+Run: python benchmarks/discrete.py [--quick] [--steps N ...] [--seeds N] [--only NAME ...]
      [--parts PART ...]
 
 Protocol: the one-layer linear sigmoid belief network of 200 units on MNIST, binarised anew for each
 epoch, batches of 100, Adam at 1e-3 for model and guide and for what estimators learn themselves; every
-estimator for as many steps, from the same seeds. The bound of 100 draws is of the first thousand
-images of each set. PPLVM_DATA names the data; without it, scikit-learn's digits and 50 units take
-their place, of which nothing is published.
+estimator for as many steps, from the same seeds. The bounds, of 100 draws and of one (the ELBO), are of
+the first thousand images of each set, after each number of steps that is named. An evaluation is one of
+log p(x, z) of an image, gradients counted with it. PPLVM_DATA names the data; without it, scikit-learn's
+digits and 50 units take their place, of which nothing is published.
 
 The noise is the variance of one gradient of a batch, summed over the guide's parameters, at those that
 NVIL has learned, beside that of Pyro's TraceGraph_ELBO with its decaying average as a baseline; see
@@ -20,9 +21,11 @@ wake-sleep -120.7.
 import math
 import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 import common
 import discrete_torch
@@ -68,6 +71,10 @@ OBJECTIVES: dict[str, Callable[[], Callable]] = {
     "concrete": lambda: concrete,
     "straight-through": lambda: straight_through,
 }
+EVALUATIONS = {  # of log p(x, z) in one step, for each image; 1 where nothing is said
+    "leave one out, P = 4": 4, "VIMCO, P = 8": 8, "wake-sleep": 2, "RWS, P = 8": 8, "MuProp": 2,
+    "REBAR": 3, "RELAX": 3, "ARM": 2, "DisARM": 2, "concrete": 2,
+}  # fmt: skip
 BATCH, CHECKED = 100, 1000
 PARTS = ["steps", "learning", "noise"]
 
@@ -111,56 +118,78 @@ def programs(grey: Tensor, num_units: int, seed: int) -> tuple[nn.Module, nn.Mod
     )
 
 
-def bound(fit: pplvm.Fit, x: Tensor) -> float:
-    """Returns the bound of 100 draws, in nats per image."""
-    parts = [fit.log_marginal(part, num_particles=100).value for part in x.split(50)]
-    return torch.cat(parts).mean().item()
+def bounds(fit: pplvm.Fit, x: Tensor) -> tuple[float, float]:
+    """Returns the bound of 100 draws and the mean of that of one, in nats per image."""
+    several = [fit.log_marginal(part, num_particles=100).value for part in x.split(50)]
+    with torch.no_grad():
+        one = [score_function(fit.model, fit.guide, x).bound for _ in range(10)]
+    return torch.cat(several).mean().item(), torch.cat(one).mean().item()
 
 
 # ---- learning ----
 
 
 def learning(
-    train: Tensor, test: Tensor, num_units: int, names: list[str], num_steps: int, seeds: int
-) -> tuple[list[dict], dict, pplvm.Fit | None]:
-    """Returns a row for each estimator, all its figures, and NVIL's first fit."""
-    rows, raw, kept = [], {}, None
+    train: Tensor, test: Tensor, num_units: int, names: list[str], marks: list[int], seeds: int
+) -> tuple[list[dict], list[dict], dict, pplvm.Fit | None]:
+    """Returns a row for each estimator, its bounds on the way, all figures, and NVIL's first fit."""
+    rows, over_time, raw, kept = [], [], {}, None
     random = torch.Generator().manual_seed(0)
     fixed = [torch.bernoulli(x[:CHECKED], generator=random) for x in (train, test)]
     for name in names:
-        found = []
+        found: list[list[dict]] = []  # for each seed, at each mark
         for seed in range(seeds):
-            model, guide = programs(train, num_units, seed)
-            fit = pplvm.fit(
-                model, guide, Binarised(train, seed).loader(), objective=OBJECTIVES[name](),
-                num_steps=num_steps, optimizer=partial(torch.optim.Adam, lr=1e-3, fused=True),
-                seed=seed,
-            )  # fmt: skip
-            figures = {
-                "training": bound(fit, fixed[0]), "test": bound(fit, fixed[1]),
-                "seconds": fit.seconds, "compile": fit.settings["compile"],
-            }  # fmt: skip
+            fit, figures = _along(name, train, num_units, fixed, marks, seed)
             found.append(figures)
             kept = fit if name == "NVIL" and kept is None else kept
-            print(f"  {name}, seed {seed}: {figures}", flush=True)
+        last = [figures[-1] for figures in found]
         rows.append({
             "estimator": name,
             **{
                 label: part
-                for which in ("training", "test")
-                for label, part in zip((f"{which}, nats", f"± of {which}"),
-                                       _mean([f[which] for f in found]), strict=True)
+                for which in ("training", "test", "training ELBO")
+                for label, part in zip((which, f"± of {which}"),
+                                       _mean([f[which] for f in last]), strict=True)
             },
-            "seconds": statistics.mean(f["seconds"] for f in found),
-            "ms a step": 1e3 * statistics.mean(f["seconds"] for f in found) / num_steps,
+            "seconds": statistics.mean(f["seconds"] for f in last),
+        })  # fmt: skip
+        over_time.append({
+            "estimator": name,
+            "evaluations a step": str(EVALUATIONS.get(name, 1)),
+            **{
+                f"{mark:,}": f"{statistics.mean(figures[i]['test'] for figures in found):.1f}"
+                for i, mark in enumerate(marks)
+            },
         })  # fmt: skip
         raw[name] = found
-    return rows, raw, kept
+    return rows, over_time, raw, kept
 
 
-def _mean(values: list[float]) -> tuple[float, float | None]:
+def _along(
+    name: str, train: Tensor, num_units: int, fixed: list[Tensor], marks: list[int], seed: int
+) -> tuple[pplvm.Fit, list[dict]]:
+    """Learns up to one mark after another, and returns the last fit and the figures at each."""
+    model, guide = programs(train, num_units, seed)
+    objective, figures = OBJECTIVES[name](), []
+    with tempfile.TemporaryDirectory() as folder:
+        for mark in marks:
+            fit = pplvm.fit(
+                model, guide, Binarised(train, seed).loader(), objective=objective,
+                num_steps=mark, optimizer=partial(torch.optim.Adam, lr=1e-3, fused=True),
+                seed=seed, checkpoint=Path(folder, "fit"), checkpoint_every=mark, resume=True,
+            )  # fmt: skip
+            (training, single), (test, _) = (bounds(fit, x) for x in fixed)
+            figures.append({
+                "steps": mark, "training": training, "test": test, "training ELBO": single,
+                "seconds": fit.seconds, "compile": fit.settings["compile"],
+            })  # fmt: skip
+            print(f"  {name}, seed {seed}: {figures[-1]}", flush=True)
+    return fit, figures
+
+
+def _mean(values: list[float]) -> tuple[str, float | None]:
     error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-    return statistics.mean(values), error
+    return f"{statistics.mean(values):.1f}", error
 
 
 # ---- noise ----
@@ -299,7 +328,7 @@ def _by_hand(name: str, train: Tensor, num_units: int, x: Tensor) -> Callable[[]
 
 def main() -> None:
     parser = common.parser(__doc__, rounds=5)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, nargs="+", default=[600, 1500, 3000])
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--only", nargs="*", choices=list(OBJECTIVES), default=list(OBJECTIVES))
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS)
@@ -307,15 +336,16 @@ def main() -> None:
     about = common.machine(options.cores)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     train, test, num_units = data()
-    num_steps, seeds = (60, 1) if options.quick else (options.steps, options.seeds)
+    marks, seeds = ([30, 60], 1) if options.quick else (sorted(options.steps), options.seeds)
     tables, raw, fit = {}, {}, None
     if "steps" in options.parts:  # before all else, while the process is small
         tables["A step of 100 images"] = steps(
             train, num_units, options.only, 2 if options.quick else options.rounds
         )
     if "learning" in options.parts:
-        title = f"After {num_steps} steps, bound of 100 draws"
-        tables[title], raw, fit = learning(train, test, num_units, options.only, num_steps, seeds)
+        rows, over_time, raw, fit = learning(train, test, num_units, options.only, marks, seeds)
+        tables[f"After {marks[-1]:,} steps, bounds of 100 draws and the ELBO"] = rows
+        tables["Bound of 100 draws on test images, after so many steps"] = over_time
     if "noise" in options.parts and fit is not None:
         tables["Variance of one gradient in the guide, at NVIL's parameters"] = noise(
             fit, train, options.only, 50 if options.quick else 300

@@ -200,7 +200,10 @@ class RELAX(REBAR):
 def concrete(net: Network, x: Tensor, temperature: float = 0.5) -> Tensor:
     alpha = net.logits(x)
     _, noise = _noise(alpha)
-    return (net.kl(alpha) - net.log_lik(x, ((alpha + noise) / temperature).sigmoid())).mean()
+    kl, zeta = net.kl(alpha), alpha + noise
+    with torch.no_grad():  # as pplvm: what is reported is the bound of discrete draws
+        (net.log_lik(x, (zeta > 0).to(zeta)) - kl).mean().item()
+    return (kl - net.log_lik(x, (zeta / temperature).sigmoid())).mean()
 
 
 def straight_through(net: Network, x: Tensor) -> Tensor:
