@@ -1,0 +1,5 @@
+"""Topic models: how good they are, and what they found."""
+
+from pplvm.topics.types import TopicModel
+
+__all__ = ["TopicModel"]
