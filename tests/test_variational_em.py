@@ -1,0 +1,249 @@
+"""Closed-form updates of LDA: scikit-learn's bound, a rising ELBO, topics that are there."""
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from scipy.optimize import linear_sum_assignment, minimize, minimize_scalar
+from scipy.sparse import csr_array
+from scipy.special import gammaln
+from sklearn.decomposition import LatentDirichletAllocation
+
+import pplvm
+from pplvm.topics.concentrations import expected_log, most_likely, most_likely_symmetric
+from pplvm.topics.documents import blocks, log_coefficients
+from pplvm.topics.mean_field import MeanField, posterior
+from pplvm.topics.variational_em import variational_em
+
+
+def made_up(N=300, K=4, V=40, tokens=60, seed=0):
+    """Returns counts (N, V) drawn from LDA, its topics (K, V) and proportions (N, K)."""
+    random = np.random.default_rng(seed)
+    beta, theta = random.dirichlet([0.1] * V, K), random.dirichlet([0.2] * K, N)
+    x = np.stack([random.multinomial(tokens, p) for p in theta @ beta])
+    return csr_array(x), beta, theta
+
+
+def total_variation(found, true):
+    """Returns the mean distance of topics (K, V), matched so that it is least."""
+    distance = 0.5 * np.abs(np.asarray(found)[:, None] - true[None]).sum(-1)
+    rows, columns = linear_sum_assignment(distance)
+    return distance[rows, columns].mean()
+
+
+# ---- concentrations ----
+
+
+def test_the_likeliest_concentrations_are_those_of_a_general_optimiser():
+    s = expected_log(torch.tensor([[2.0, 0.3, 1.0], [0.5, 0.5, 4.0]])).mean(0)
+
+    def loss(u):
+        a = np.exp(u)
+        return -(gammaln(a.sum()) - gammaln(a).sum() + ((a - 1) * s.numpy()).sum())
+
+    expected = np.exp(minimize(loss, np.zeros(3), tol=1e-12).x)
+    for start in (0.01, 1.0, 50.0):
+        found = most_likely(s, torch.full((3,), start))
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+    assert torch.allclose(expected_log(most_likely(s, torch.ones(3))), s, atol=1e-9)
+
+    m = s.mean().item()
+    best = minimize_scalar(
+        lambda u: -(gammaln(3 * np.exp(u)) - 3 * gammaln(np.exp(u)) + 3 * (np.exp(u) - 1) * m),
+        bounds=(-8, 8),
+        options={"xatol": 1e-10},
+    )
+    for start in (0.01, 1.0, 50.0):
+        found = most_likely_symmetric(torch.tensor(m), torch.tensor(start), 3)
+        assert found.item() == pytest.approx(np.exp(best.x), rel=1e-6)
+
+
+# ---- documents ----
+
+
+def test_blocks_hold_every_count_once():
+    x, _, _ = made_up(N=50)
+    dense = torch.zeros(x.shape)
+    for block in blocks(x, torch.float64):
+        for row, words, counts in zip(block.rows, block.words, block.counts, strict=True):
+            dense[row].index_add_(0, words, counts)
+    np.testing.assert_array_equal(dense, x.toarray())
+
+
+def test_the_coefficients_are_those_of_the_multinomial():
+    x, _, _ = made_up(N=20)
+    p = torch.full((40,), 1 / 40)
+    counts = torch.tensor(x.toarray(), dtype=torch.float64)
+    expected = dist.Multinomial(60, p).log_prob(counts) - counts @ p.log()
+    assert torch.allclose(log_coefficients(x), expected)
+
+
+# ---- the bound ----
+
+
+def test_the_bound_is_scikit_learns_at_the_same_state():
+    x, _, _ = made_up()
+    found = variational_em(x, 4, num_epochs=7, batch_size=None, alpha=0.3, eta=0.2)
+    peer = LatentDirichletAllocation(4, doc_topic_prior=0.3, topic_word_prior=0.2, random_state=0)
+    peer.fit(x[:10])
+    peer.components_ = found.concentration.numpy()
+    peer.exp_dirichlet_component_ = expected_log(found.concentration).exp().numpy()
+    gamma, bound = posterior(x, found.concentration, found.alpha)
+    theirs = peer._approx_bound(x, gamma.numpy(), sub_sampling=False)
+    field = MeanField(x, 4, 0.3, 0.2, 0)
+    field.concentration = found.concentration
+    assert bound.sum().item() - field._divergence() == pytest.approx(theirs, rel=1e-9)
+    assert found.bound(x).sum().item() == pytest.approx(
+        (bound.sum() + log_coefficients(x).sum()).item()
+    )
+
+
+def test_the_bound_is_that_of_the_story_whose_words_are_summed_out_or_below():
+    """Listed assignments give the exact expectation that the closed form bounds."""
+    x, _, _ = made_up(N=5, V=8, tokens=6)
+    found = variational_em(x, 2, num_epochs=30, batch_size=None)
+    q = dist.Dirichlet(found.posterior(x)), dist.Dirichlet(found.concentration)
+    torch.manual_seed(0)
+    theta, beta = q[0].sample((40_000,)), q[1].sample((40_000,))
+    counts = torch.tensor(x.toarray(), dtype=torch.float64)
+    log_lik = (counts * (theta @ beta).log()).sum(-1)  # (S, N)
+    prior = dist.Dirichlet(found.alpha).log_prob(theta) - q[0].log_prob(theta)
+    exact = log_lik + prior + log_coefficients(x)
+    error = 4 * exact.std(0) / 200  # false alarms: 5 tests at 4 standard errors, 2e-4
+    assert (found.bound(x) <= exact.mean(0) + error).all()
+    assert (found.bound(x) >= exact.mean(0) - 2.0).all()  # not by much: a few nats of 6 tokens
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_the_elbo_rises_at_every_sweep(learned):
+    x, _, _ = made_up()
+    found = variational_em(
+        x, 6, num_epochs=40, batch_size=None, learn_alpha=learned, learn_eta=learned, tolerance=0.0
+    )
+    rises = np.diff(found.elbo)
+    assert len(rises) > 10
+    assert (rises > -1e-9).all()
+    assert (found.alpha != 0.1).any() == learned
+    assert (found.eta != 0.1) == learned
+
+
+def test_a_sweep_is_coordinate_ascent_as_cavi_does_it():
+    """The fixed point of the closed form is one of pplvm.cavi on the story word by word."""
+    K, V, N, T = 2, 5, 4, 6
+    random = np.random.default_rng(3)
+    tokens = torch.tensor(random.integers(0, V, (N, T)))
+
+    def story(w):
+        with pyro.plate("topics", K, dim=-1):
+            beta = pyro.sample("beta", dist.Dirichlet(torch.full((V,), 0.4)))
+        with pyro.plate("data", len(w), dim=-1):
+            theta = pyro.sample("theta", dist.Dirichlet(torch.full((K,), 0.7)))
+            for t in range(T):
+                z = pyro.sample(f"z_{t}", dist.Categorical(theta))
+                p = beta[z] if beta.ndim == 2 else beta.squeeze(-3)[z]
+                pyro.sample(f"w_{t}", dist.Categorical(p), obs=w[:, t])
+        return w
+
+    theirs = pplvm.cavi(story, tokens, num_steps=600, num_starts=1, tolerance=1e-11)
+    lam = torch.as_tensor(theirs.factors.parameters["beta"][0])
+    x = csr_array(torch.nn.functional.one_hot(tokens, V).sum(1).numpy())
+    field = MeanField(x, K, 0.7, 0.4, 0)
+    field.concentration = lam
+    for _ in range(200):
+        elbo = field.sweep()
+    constant = log_coefficients(x).sum().item()
+    assert elbo * N - constant == pytest.approx(theirs.elbo[-1], abs=1e-7)
+    assert torch.allclose(field.concentration, lam, atol=1e-4)
+
+
+# ---- the online form ----
+
+
+def test_one_minibatch_of_all_with_a_whole_step_is_a_sweep():
+    x, _, _ = made_up(N=60)
+    one, other = MeanField(x, 3, 0.2, 0.1, 0), MeanField(x, 3, 0.2, 0.1, 0)
+    assert one.sweep() == pytest.approx(other.step(x, 1.0), rel=1e-12)
+    assert torch.allclose(one.concentration, other.concentration)
+
+
+def test_minibatches_scale_what_they_saw():
+    x, _, _ = made_up(N=60)
+    field = MeanField(x, 3, 0.2, 0.1, 0)
+    field.step(x[:10], 1.0)
+    assert (field.concentration - 0.1).sum().item() == pytest.approx(60 * 60)  # all tokens
+
+
+@pytest.mark.parametrize("batch_size", [None, 200])
+def test_topics_of_lda_are_found(batch_size):
+    x, beta, theta = made_up(N=1000, K=5, V=60, tokens=80)
+    best = max(
+        (
+            variational_em(x, 5, batch_size=batch_size, seed=seed, num_epochs=15)
+            for seed in range(2)
+        ),
+        key=lambda found: found.bound(x).sum(),
+    )
+    assert total_variation(best.topics, beta) < 0.1
+    assert total_variation(np.eye(5), np.eye(5)[::-1]) == 0.0
+    order = linear_sum_assignment(-best.topics.numpy() @ beta.T)[1]
+    error = np.abs(best.proportions(x).numpy() - theta[:, order]).mean()
+    assert error < 0.05
+
+
+def test_order_and_new_documents_change_nothing():
+    x, _, _ = made_up(N=120)
+    found = variational_em(x, 4, batch_size=None, num_epochs=5)
+    order = np.random.default_rng(0).permutation(120)
+    again = variational_em(x[order], 4, batch_size=None, num_epochs=5)
+    assert torch.allclose(found.concentration, again.concentration, rtol=1e-8)
+    alone = torch.cat([found.proportions(x[[n]]) for n in range(5)])
+    assert torch.allclose(found.proportions(x)[:5], alone, atol=2e-3)  # each stops by itself
+    assert torch.allclose(found.word_probs(alone).sum(-1), torch.ones(5))
+
+
+def test_empty_documents_have_the_priors_mean():
+    x = csr_array(np.vstack([made_up(N=30)[0].toarray(), np.zeros((2, 40), int)]))
+    found = variational_em(x, 3, batch_size=None, learn_alpha=True)
+    expected = found.alpha / found.alpha.sum()
+    assert torch.allclose(found.proportions(x)[-2:], expected.expand(2, 3))
+
+
+def test_runs_repeat():
+    x, _, _ = made_up(N=100)
+    one, two = (variational_em(x, 3, batch_size=30, num_epochs=2, seed=4) for _ in range(2))
+    assert torch.equal(one.concentration, two.concentration)
+    assert one.elbo == two.elbo
+
+
+# ---- bad input ----
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "sentence"),
+    [
+        (lambda x: x.astype(float) * -1.0, {}, "'counts' has -"),
+        (lambda x: x * 0.5, {}, "document 0: counts are 0, 1, 2"),
+        (lambda x: x * np.nan, {}, "'counts' has nan"),
+        (lambda x: x[:3], {}, "only 3 documents"),
+        (lambda x: x[:, :0], {}, "'counts' is empty"),
+        (lambda x: x.toarray(), {}, "should be a sparse matrix"),
+        (lambda x: x, {"alpha": 0.0}, "'alpha' should be above 0"),
+        (lambda x: x, {"eta": float("inf")}, "'eta' should be above 0"),
+        (lambda x: x, {"kappa": 0.5}, "'kappa' should be above 0.5"),
+        (lambda x: x, {"tau0": -1.0}, "'tau0' should be at least 0"),
+        (lambda x: x, {"num_topics": 0}, "'num_topics' should be at least 1"),
+        (lambda x: x, {"batch_size": 0}, "'batch_size' should be at least 1"),
+    ],
+)
+def test_bad_input_is_one_sentence(change, options, sentence):
+    x, _, _ = made_up(N=20)
+    with pytest.raises(ValueError, match=sentence):
+        variational_em(change(x), **({"num_topics": 4} | options))
+
+
+def test_other_vocabularies_are_refused():
+    x, _, _ = made_up(N=20)
+    found = variational_em(x, 2)
+    with pytest.raises(ValueError, match="has 39 words, but the topics have 40"):
+        found.proportions(x[:, 1:])
