@@ -5,12 +5,15 @@ from numbers import Integral
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array, issparse, spmatrix
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from pplvm.parameters import module_of
 
-Array = Tensor | np.ndarray
+Array = Tensor | np.ndarray | csr_array | spmatrix
+
+MOST_DENSE = 2**32  # bytes of a tensor that sparse rows may become
 
 
 def resolve_device(device: str) -> torch.device:
@@ -39,12 +42,30 @@ def floating_dtype(*programs: Callable) -> torch.dtype:
 
 
 def as_tensor(x: Array, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Moves one argument to a device, floating data to a dtype."""
+    """Moves one argument to a device, floating data to a dtype; sparse rows become dense ones.
+
+    These are floating whatever they were, since they are mostly counts, which stories take so.
+
+    Raises:
+        ValueError: if sparse rows would take more than 4 GiB, an arbitrary limit.
+    """
+    if issparse(x):
+        x = _dense(x, dtype)
     if isinstance(x, np.ndarray):
         x = np.ascontiguousarray(x, dtype=x.dtype.newbyteorder("="))
         # torch has no tensors that cannot be written to, such as a memory map would be.
         x = torch.as_tensor(x if x.flags.writeable else x.copy())
     return x.to(device, dtype if x.is_floating_point() else x.dtype)
+
+
+def _dense(x: csr_array | spmatrix, dtype: torch.dtype) -> np.ndarray:
+    size = dtype.itemsize * x.shape[0] * x.shape[1]
+    if size > MOST_DENSE:
+        raise ValueError(
+            f"sparse rows {x.shape} would be a dense tensor of {size / 2**30:.1f} GiB: give "
+            "'batch_size', or fewer rows."
+        )
+    return x.astype(np.float32 if dtype == torch.float32 else np.float64).toarray()
 
 
 def check_count(name: str, value: int, least: int = 1) -> None:
@@ -70,40 +91,44 @@ def check_data(data: Sequence[Array], what: str = "data") -> int:
     """Returns N, or raises a ``ValueError`` that names the argument at fault.
 
     Args:
-        data: Tensors or arrays that share their first axis.
+        data: Tensors, arrays or sparse rows that share their first axis.
         what: What to call them.
     """
     if not data:
         raise ValueError(f"'{what}' is missing: give at least one tensor, first axis N.")
     for i, x in enumerate(data):
-        if not isinstance(x, (Tensor, np.ndarray)):
+        if not isinstance(x, (Tensor, np.ndarray)) and not issparse(x):
             raise ValueError(
                 f"{what}[{i}] should be a tensor or an array, got {type(x).__name__}: convert it "
                 "with torch.as_tensor."
             )
-        if x.ndim == 0 or len(x) == 0:
+        if issparse(x) and x.ndim != 2:
+            raise ValueError(f"{what}[{i}] should be sparse rows (N, D), got shape {x.shape}.")
+        if x.ndim == 0 or x.shape[0] == 0:
             raise ValueError(
                 f"{what}[{i}] is empty, got shape {tuple(x.shape)}: give at least one datum."
             )
-        if len(x) != len(data[0]):
+        if x.shape[0] != data[0].shape[0]:
             raise ValueError(
-                f"the first axes of the {what} differ: {what}[0] has {len(data[0])} rows, {what}[{i}] "
-                f"{len(x)}; every argument should have one row a datum."
+                f"the first axes of the {what} differ: {what}[0] has {data[0].shape[0]} rows, "
+                f"{what}[{i}] {x.shape[0]}; every argument should have one row a datum."
             )
-        if isinstance(x, np.ndarray) and x.dtype.kind not in "biuf":
+        if not isinstance(x, Tensor) and x.dtype.kind not in "biuf":
             raise ValueError(
                 f"{what}[{i}] should be numeric, got dtype {x.dtype}: encode it first."
             )
         check_finite(x, f"{what}[{i}]")
-    return len(data[0])
+    return data[0].shape[0]
 
 
 def check_finite(x: Array, what: str) -> None:
     """Raises a ``ValueError`` if there are NaN or infinite values; a memory map is read in parts."""
     if (isinstance(x, Tensor) and not x.is_floating_point()) or (
-        isinstance(x, np.ndarray) and x.dtype.kind != "f"
+        not isinstance(x, Tensor) and x.dtype.kind != "f"
     ):
         return
+    rows = x.tocsr() if issparse(x) else None
+    x = x if rows is None else rows.data
     for start in range(0, len(x), 65536):
         part = (
             torch.as_tensor(np.array(x[start : start + 65536])) if isinstance(x, np.ndarray) else x
@@ -111,6 +136,8 @@ def check_finite(x: Array, what: str) -> None:
         bad = ~torch.isfinite(part)
         if bad.any():
             row = start + int(bad.reshape(len(part), -1).any(1).nonzero()[0])
+            if rows is not None:  # of the first bad value
+                row = int(np.searchsorted(rows.indptr, row, side="right")) - 1
             raise ValueError(
                 f"{what} has {int(bad.sum())} NaN or infinite values, the first in row {row}: drop, "
                 "impute or mask them."
@@ -120,7 +147,7 @@ def check_finite(x: Array, what: str) -> None:
 
 
 class Batches:
-    """Cuts tensors, arrays or a ``DataLoader`` into the minibatches of each epoch.
+    """Cuts tensors, arrays, sparse rows or a ``DataLoader`` into the minibatches of each epoch.
 
     The order of an epoch follows from (seed, epoch) alone, so that a fit can be resumed at any
     step. The last batch is short where the size does not divide N.
@@ -133,7 +160,8 @@ class Batches:
         seed: int,
         convert: Callable[[Array], Tensor],
     ) -> None:
-        self.data, self.seed, self.convert = data, seed, convert
+        self.seed, self.convert = seed, convert
+        self.data = data if isinstance(data, DataLoader) else tuple(map(_by_rows, data))
         if isinstance(data, DataLoader):
             if batch_size is not None:
                 raise ValueError("'batch_size' is the DataLoader's affair here: set it there.")
@@ -144,7 +172,7 @@ class Batches:
             if self.size == 0:
                 raise ValueError("the DataLoader is empty: give at least one datum.")
         else:
-            self.size = len(data[0])
+            self.size = data[0].shape[0]
             self.batch_size = min(batch_size or self.size, self.size)
             self.per_epoch = -(-self.size // self.batch_size)
         whole = self.per_epoch == 1 and not isinstance(data, DataLoader)
@@ -171,8 +199,7 @@ class Batches:
         for rows in torch.randperm(self.size, generator=generator).split(self.batch_size)[skip:]:
             rows = rows.sort().values  # neighbours on disk are read together
             yield tuple(
-                self.convert(x[rows.numpy() if isinstance(x, np.ndarray) else rows])
-                for x in self.data
+                self.convert(x[rows if isinstance(x, Tensor) else rows.numpy()]) for x in self.data
             )
 
     def _loaded(self, epoch: int) -> Iterator:
@@ -186,6 +213,11 @@ class Batches:
                 batches = batches or iter(self.data)
                 batch = next(batches)
             yield batch
+
+
+def _by_rows(x: Array) -> Array:
+    """Returns sparse data in a format that rows can be taken of."""
+    return x.tocsr() if issparse(x) else x
 
 
 def mix(*numbers: int) -> int:

@@ -156,10 +156,10 @@ def _as_given(model: Callable, *data: Array) -> tuple[Tensor, ...]:
 
     def outline(x: Any) -> Any:
         whole = isinstance(x, Tensor) and not x.is_floating_point()
-        whole |= isinstance(x, np.ndarray) and x.dtype.kind != "f"
+        whole |= not isinstance(x, Tensor) and hasattr(x, "dtype") and x.dtype.kind != "f"
         return x if whole or not hasattr(x, "shape") else np.empty(x.shape, dtype=bool)
 
-    if not data or not all(getattr(x, "shape", None) and len(x) == 0 for x in data):
+    if not data or not all(getattr(x, "shape", None) and x.shape[0] == 0 for x in data):
         check_data([outline(x) for x in data])
     return tuple(as_tensor(x, floating_dtype(model), torch.device("cpu")) for x in data)
 

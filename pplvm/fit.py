@@ -160,8 +160,9 @@ def fit(
         model: The story, a function or module; what it learns is learned in a copy.
         guide: The guide, likewise; None for Pyro's ``AutoNormal``. Discrete latents that it lacks
             are summed out, each datum's own inside its own density.
-        data: The arguments of both: tensors or arrays that share their first axis, memory maps
-            among them, or one ``DataLoader``. Floating data take the dtype of the parameters.
+        data: The arguments of both: tensors, arrays or SciPy's sparse rows that share their first
+            axis, memory maps among them, or one ``DataLoader``. Floating data take the dtype of
+            the parameters; so do sparse ones, which become dense by the batch.
         objective: One of :mod:`pplvm.objectives`, or a Pyro ELBO object.
         num_steps: The number of steps in all; by default 1000.
         num_epochs: The number of passes over the data, instead.

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pplvm import traces
+from pplvm.batches import as_tensor
 from pplvm.diagnostics import MOST_KHAT
 from pplvm.fit import Fit
 from pplvm.table import Table, Truth
@@ -96,7 +97,8 @@ def other_data(fit: Fit, table: Table) -> bool:
     if shapes != [tuple(x.shape) for x in table.data]:
         return True
     return not all(
-        torch.equal(torch.as_tensor(a).to(b), b) for a, b in zip(fit.data, table.data, strict=True)
+        torch.equal(as_tensor(a, b.dtype, b.device).to(b), b)
+        for a, b in zip(fit.data, table.data, strict=True)
     )
 
 

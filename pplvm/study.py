@@ -101,7 +101,7 @@ def study(
             learner = _learner(guides[default], *few)
             how = f"{'SVI' if learner == 'svi' else learner}, {default} guide"
             guide = guides[default](data)
-        announce(f"parameters: {how}, {len(data[0])} data")
+        announce(f"parameters: {how}, {data[0].shape[0]} data")
         learned = run(model, guide, *data, objective=OBJECTIVES[learner], batch_size=batch_size)
         model = freeze(learned)
     sites = traces.look(model, *few).values()
