@@ -2,18 +2,9 @@
 
 __all__ = ["write"]
 
-import base64
-import io
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
-
-import jinja2
-import matplotlib.pyplot as plt
-from matplotlib.figure import Figure
 
 from pplvm import (
     diagnostics,
@@ -29,25 +20,8 @@ from pplvm import (
 from pplvm.contract import grouped, site_table
 from pplvm.draws import Draws
 from pplvm.fit import Fit
+from pplvm.report_page import Picture, Section, beside, picture, template
 from pplvm.table import Table
-
-
-class Picture(NamedTuple):
-    """A figure and what to see in it, or a sentence on what failed."""
-
-    title: str
-    caption: str
-    png: str = ""  # base64
-    width: int = 0  # of the page, in pixels
-    failure: str = ""
-
-
-class Section(NamedTuple):
-    """A heading and what stands under it."""
-
-    key: str
-    title: str
-    pictures: list[Picture]
 
 
 def write(table: Table, path: str | Path) -> Path:
@@ -61,37 +35,15 @@ def write(table: Table, path: str | Path) -> Path:
             ``ValueError``, raised before any figure is drawn.
     """
     path = Path(path)
-    with _beside(path) as beside:
-        beside.write_text(_html(table), encoding="utf-8")
+    with beside(path) as part:
+        part.write_text(_html(table), encoding="utf-8")
     return path
 
 
-@contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    beside = path.with_name(path.name + ".part")
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(0, "it is a directory")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.touch()
-    except OSError as error:
-        reason = error.strerror or error
-        raise ValueError(f"cannot write '{path}': {reason}; choose another path.") from error
-    try:
-        yield beside
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
 def _html(table: Table) -> str:
-    loader = jinja2.PackageLoader("pplvm", "")
-    template = jinja2.Environment(
-        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True
-    ).get_template("report.html.jinja")
     first = next(iter(table.draws.values()))
     found, reason = plots_graph.nodes(first.model, *table.data)
-    return template.render(
+    return template("report.html.jinja").render(
         story=report_facts.story_name(first.model),
         source=report_facts.source(first.model),
         date=datetime.now().astimezone(),
@@ -104,7 +56,7 @@ def _html(table: Table) -> str:
         guides=report_facts.guides(table),
         settings=report_facts.settings(table),
         versions=report_facts.versions(),
-        graph=_picture("Graph", _GRAPH, lambda: plots_graph.graph(found)),
+        graph=picture("Graph", _GRAPH, lambda: plots_graph.graph(found)),
         no_arrows=reason,
         sections=list(_sections(table)),
     )
@@ -176,7 +128,7 @@ def _sections(table: Table) -> Iterator[Section]:
         yield Section("components", "Components", list(_components(table, clusters)))
     found = plots_images.images(table)
     if found is not None:
-        draw = _picture("Images", _IMAGES, lambda: plots_images.gallery(table, found))
+        draw = picture("Images", _IMAGES, lambda: plots_images.gallery(table, found))
         yield Section("images", "Images", [draw])
     for number, (name, answer) in enumerate(table.answers.items()):
         if isinstance(answer, Draws) and not answer.independent:
@@ -186,91 +138,70 @@ def _sections(table: Table) -> Iterator[Section]:
 
 def _learning(table: Table) -> Iterator[Picture]:
     if any(isinstance(answer, Fit) for answer in table.answers.values()):
-        yield _picture("Learning curves", _CURVES, lambda: plots.learning_curves(table))
-        yield _picture("Importance weights", _KHAT, lambda: plots.importance_khat(table))
+        yield picture("Learning curves", _CURVES, lambda: plots.learning_curves(table))
+        yield picture("Importance weights", _KHAT, lambda: plots.importance_khat(table))
 
 
 def _posteriors(
     table: Table, chosen: list[plots_posteriors.Scalar], numbers: list[plots_posteriors.Scalar]
 ) -> Iterator[Picture]:
-    yield _picture(
+    yield picture(
         "Posteriors over each other", _OVERLAYS, lambda: plots_posteriors.overlays(table, chosen)
     )
     if numbers:  # labels have no means and no intervals
-        yield _picture("All answers", _FOREST, lambda: plots_mcmc.forest(table, numbers))
+        yield picture("All answers", _FOREST, lambda: plots_mcmc.forest(table, numbers))
 
 
 def _sequences(table: Table, series: plots_sequences.Sequences) -> Iterator[Picture]:
     draw = plots_sequences.posteriors
-    yield _picture("States along time", _SEQUENCES, lambda: draw(table, series))
-    yield _picture("States", _STATES, lambda: plots_sequences.summary(table, series))
+    yield picture("States along time", _SEQUENCES, lambda: draw(table, series))
+    yield picture("States", _STATES, lambda: plots_sequences.summary(table, series))
 
 
 def _components(table: Table, clusters: plots_mixtures.Mixture) -> Iterator[Picture]:
     if clusters.x.shape[1] > 1:
-        yield _picture("Principal axes", _AXES, lambda: plots_mixtures.axes_of_data(clusters))
+        yield picture("Principal axes", _AXES, lambda: plots_mixtures.axes_of_data(clusters))
     draw = plots_mixtures.responsibilities
-    yield _picture("Responsibilities", _RESPONSIBILITIES, lambda: draw(clusters))
+    yield picture("Responsibilities", _RESPONSIBILITIES, lambda: draw(clusters))
     if clusters.x.shape[1] > 1:
-        yield _picture("Means", _COMPONENTS, lambda: plots_mixtures.components(table, clusters))
+        yield picture("Means", _COMPONENTS, lambda: plots_mixtures.components(table, clusters))
 
 
 def _chains(draws: Draws, chosen: list[plots_posteriors.Scalar]) -> Iterator[Picture]:
-    yield _picture(
+    yield picture(
         "Traces",
         "Each colour is a chain. Chains that agree cover each other; steps and drifts are bad signs.",
         lambda: plots_mcmc.traces_of_chains(draws, chosen),
     )
     if draws.shape[0] > 1:
-        yield _picture(
+        yield picture(
             "Ranks",
             "How the ranks of each chain's draws differ from uniform: lines that leave the band "
             "(99 %) are of chains that disagree.",
             lambda: plots_mcmc.ranks(draws, chosen),
         )
     if len(chosen) > 1:
-        yield _picture(
+        yield picture(
             "Pairs",
             "Funnels and thin ridges are where samplers get stuck; divergences are red.",
             lambda: plots_mcmc.pairs(draws, chosen),
         )
     if "energy" in draws.stats:
-        yield _picture(
+        yield picture(
             "Energy",
             "Where the transitions' energies are much narrower than the marginal ones, and E-BFMI "
             "is below 0.3, the sampler explores the tails slowly.",
             lambda: plots_mcmc.energy(draws),
         )
     if diagnostics.psis_loo(draws) is not None:
-        yield _picture(
+        yield picture(
             "LOO-PIT",
             "The distribution function of each datum's rank in its leave-one-out prediction, less "
             "the uniform one. Outside the band (99 %) the model is badly calibrated.",
             lambda: plots_mcmc.loo_pit(draws),
         )
-        yield _picture(
+        yield picture(
             "LOO k̂",
             "Pareto k̂ of leaving out each datum. Above 0.7 LOO is not to be trusted there.",
             lambda: plots_mcmc.loo_khat(draws),
         )
-
-
-def _picture(title: str, caption: str, draw: Callable[[], Figure]) -> Picture:
-    """Draws a figure, closes what pyplot opened for it, and survives what goes wrong."""
-    before = set(plt.get_fignums())
-    buffer = io.BytesIO()
-    try:
-        # ioff: no window opens where the user's backend is interactive.
-        with plots.style(), plt.ioff():
-            figure = draw()
-            figure.savefig(buffer, format="png")
-    except Exception as error:  # a report without one figure is better than none
-        reason = (str(error).strip() or "no reason given").splitlines()[0]
-        return Picture(
-            title, caption, failure=f"This figure failed: {type(error).__name__}: {reason}"
-        )
-    finally:
-        for number in set(plt.get_fignums()) - before:
-            plt.close(number)
-    png = base64.b64encode(buffer.getvalue()).decode()
-    return Picture(title, caption, png, width=round(100 * figure.get_figwidth()))
