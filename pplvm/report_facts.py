@@ -1,11 +1,11 @@
 """What made the answers of a table: story, guides, settings, versions."""
 
-__all__ = ["guides", "settings", "source", "story_name", "versions"]
+__all__ = ["guides", "plain", "settings", "source", "story_name", "versions"]
 
 import inspect
 import platform
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 
 from pyro.infer.autoguide import AutoGuide
@@ -72,20 +72,21 @@ def settings(table: Table) -> list[list[str]]:
     }
     keys = list(dict.fromkeys(key for chosen in given.values() for key in chosen))
     keys.sort(key=lambda key: key in ("draws compared", "seconds"))  # which all of them have
-    rows = [[key, *(_plain(chosen.get(key)) for chosen in given.values())] for key in keys]
+    rows = [[key, *(plain(chosen.get(key)) for chosen in given.values())] for key in keys]
     return [["setting", *given], *rows]
 
 
-def _plain(value: object) -> str:
+def plain(value: object) -> str:
+    """Returns a setting as it is to be read."""
     if value is None:
         return "—"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def versions() -> Mapping[str, str]:
+def versions(packages: Sequence[str] = _PACKAGES) -> Mapping[str, str]:
     """Returns the versions of what computed."""
     return {
-        **{name: version(name) for name in _PACKAGES},
+        **{name: version(name) for name in packages},
         "python": platform.python_version(),
         "platform": platform.platform(),
     }
