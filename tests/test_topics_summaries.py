@@ -22,10 +22,10 @@ def test_prevalence_by_group_weighs_by_tokens_and_names_come_in_their_order():
     theta = torch.from_numpy(random.dirichlet(np.ones(3), 20))
     n = torch.from_numpy(random.integers(1, 50, 20).astype(float))
     n[4] = 0.0  # says nothing, and is not to be counted
-    group = np.array(["tory", "whig", "tory", "whig", "lone"] * 4)
-    group[group == "lone"] = ["lone", "whig", "whig", "tory"]  # the first has no tokens
+    group = np.array(["tory", "whig", "tory", "free", "lone"] * 4)
+    group[group == "lone"] = ["lone", "whig", "free", "tory"]  # the first has no tokens
     found = summaries.prevalence_by(theta, n, group)
-    assert list(found.values) == ["tory", "whig"]
+    assert list(found.values) == ["tory", "whig", "free"]
     for g, name in enumerate(found.values):
         rows = (group == name) & (n.numpy() > 0)
         w, t = n.numpy()[rows], theta.numpy()[rows]
