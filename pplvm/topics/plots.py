@@ -44,7 +44,7 @@ MOST_GROUPS = 12  # that are shown by name; numbers may be as many as they are
 def topic_bars(
     topics: Tensor, shares: Tensor, vocabulary: Sequence[str], order: Sequence[int], num: int = 10
 ) -> Figure:
-    """Draws the most probable words of each topic as bars, over lines as long as their shares of all tokens.
+    """Draws the most probable words of each topic as bars, and their shares of all tokens as lines.
 
     Args:
         topics: The probabilities of words, (K, V).
@@ -178,7 +178,7 @@ def group_prevalence(
     for ax, k in zip(axes.flat, order, strict=False):
         mean, error = 100 * found.mean[kept, k].numpy(), 200 * found.error[kept, k].numpy()
         (_line if timely else _points)(ax, found.values[kept], mean, np.nan_to_num(error))
-        ax.set_title(f"{k}  {shortened(words[k], 24)}", loc="left", fontsize=8)
+        ax.set_title(f"{k}  {shortened(words[k], 22)}", loc="left", fontsize=8)
         ax.tick_params(labelsize=7.5)
     if timely:
         for column in range(min(COLUMNS, len(order))):  # the lowest that is drawn in each
