@@ -12,9 +12,11 @@ from torch import nn
 from pplvm.batches import Array
 from pplvm.guides import factor_analysis as fa_guides
 from pplvm.guides import factorial_hmm as fhmm_guides
+from pplvm.guides import lda as lda_guides
 from pplvm.guides.document_model import DocumentModelGuide
 from pplvm.guides.latent_factor_words import LatentFactorWordsGuide
 from pplvm.guides.naive_bayes import NaiveBayesGuide
+from pplvm.guides.neural_lda import NeuralLDAGuide
 from pplvm.guides.rationale import RationaleGuide
 from pplvm.guides.sigmoid_belief_network import SigmoidBeliefNetworkGuide
 from pplvm.guides.vae import VAEGuide
@@ -24,7 +26,9 @@ from pplvm.models.factorial_hmm import FactorialHMM
 from pplvm.models.gaussian_mixture import GaussianMixture
 from pplvm.models.hmm import HMM
 from pplvm.models.latent_factor_words import LatentFactorWords
+from pplvm.models.lda import LDA
 from pplvm.models.naive_bayes import NaiveBayes
+from pplvm.models.neural_lda import NeuralLDA
 from pplvm.models.rationale import Rationale
 from pplvm.models.sigmoid_belief_network import SigmoidBeliefNetwork
 from pplvm.models.vae import VAE
@@ -248,6 +252,30 @@ _DOCUMENT_MODEL = Story(
     takes=flat,
 )
 
+_LDA = Story(
+    summary="theta ~ Dir(alpha), beta_k ~ Dir(eta), words ~ Cat(theta beta): topics of texts",
+    data="small-corpus",
+    latent_dim=5,
+    model=lambda data, K: LDA(data[0].shape[1], K),
+    guides={
+        "amortised-dirichlet": lambda data, K: lda_guides.LDAGuide(data[0].shape[1], K),
+        "logistic-normal": lambda data, K: lda_guides.LDALogisticNormal(data[0].shape[1], K),
+        "mean-field": lambda data, K: lda_guides.LDAMeanField(*data[0].shape, K),
+    },
+    methods=("svi",),
+    num_steps=2000,
+    lr=0.01,
+    takes=flat,
+)
+
+_NEURAL_LDA = replace(
+    _LDA,
+    summary="h ~ N(0, I), words ~ Cat(softmax(h) beta), encoded by a network: topics of texts",
+    model=lambda data, K: NeuralLDA(data[0].shape[1], K),
+    guides={"encoder": lambda data, K: NeuralLDAGuide(data[0].shape[1], K)},
+    batch_size=200,
+)
+
 _WORD_SIZES = 16, 32  # E and H: more of them learn 400 words by heart
 
 _LATENT_FACTOR_WORDS = Story(
@@ -286,6 +314,8 @@ STORIES = {
     "factorial-hmm": _FACTORIAL_HMM,
     "sigmoid-belief-network": _SIGMOID_BELIEF_NETWORK,
     "document-model": _DOCUMENT_MODEL,
+    "lda": _LDA,
+    "neural-lda": _NEURAL_LDA,
     "latent-factor-words": _LATENT_FACTOR_WORDS,
     "rationale": _RATIONALE,
 }

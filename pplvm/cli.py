@@ -7,17 +7,30 @@ from typing import Annotated
 
 import numpy as np
 import typer
+from typer.core import TyperGroup
 
 import pplvm
-from pplvm import datasets
+from pplvm import cli_topics, datasets
 from pplvm.catalog import STORIES
 from pplvm.checkpoint import check_writable
 from pplvm.cli_job import Job
 from pplvm.naming import nearest, runs
 from pplvm.study import METHODS, OBJECTIVES, freeze, study
 
+
+class _Commands(TyperGroup):
+    """Sends `fit lda` and its like to a command of their own, with the options of topic models."""
+
+    def resolve_command(self, ctx: typer.Context, args: list[str]) -> tuple:
+        """Returns the name of a command, the command, and what is left of the arguments."""
+        if args[0] == "fit" and args[1:2] and args[1] in cli_topics.NAMES:
+            return "fit", self.commands["fit-topics"], args[1:]
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
+    cls=_Commands, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     help="Latent variable models: one generative story, every inference method, one honest report.",
 )  # fmt: skip
 
@@ -97,7 +110,7 @@ def fit_(
     save: Annotated[Path | None, typer.Option(help="Write the fit here.")] = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Learn a model and a guide."""
+    """Learn a model and a guide. Topics have options of their own: see `pplvm fit lda --help`."""
     job = Job(story, guide, data, columns, standardise, drop_missing, latent_dim, seed)
     chosen = nearest(objective, OBJECTIVES, "objective")
     _check_out(save)
@@ -200,6 +213,11 @@ def report_(
     print(table)
     table.report(out)
     print(f"wrote {out}")
+
+
+app.command("fit-topics", hidden=True)(cli_topics.fit)
+app.command("topics")(cli_topics.topics)
+app.command("transform")(cli_topics.transform)
 
 
 def main() -> None:

@@ -1,0 +1,90 @@
+"""How the command line learns topics: LDA in closed form, or a story and a guide by SVI."""
+
+__all__ = ["learn", "perplexity"]
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from scipy.sparse import csr_array
+
+import pplvm
+from pplvm.catalog import STORIES
+from pplvm.naming import nearest
+from pplvm.topics.fitted import FittedTopics
+from pplvm.topics.modules import MODULES
+from pplvm.topics.scikit import scikit_lda
+from pplvm.topics.types import TopicModel
+
+MANY = 5000  # documents; of more of them, LDA is learnt online. Arbitrary.
+
+
+class Steps(NamedTuple):
+    """What is asked of SVI; None is the catalog's default."""
+
+    num_steps: int | None
+    batch_size: int | None
+    lr: float | None
+
+
+def learn(
+    story: str, counts: csr_array, num_topics: int, *, guide: str | None, steps: Steps, seed: int
+) -> tuple[TopicModel, dict[str, Any]]:
+    """Returns topics of documents (N, V), and what made them.
+
+    Raises:
+        ValueError: if there is no such guide, or if steps are asked for where none are made.
+    """
+    if story == "lda" and guide is None:
+        asked = [name for name, value in steps._asdict().items() if value is not None]
+        if asked:
+            option = "--" + asked[0].replace("_", "-")
+            raise ValueError(
+                f"'{option}' is of SVI, but LDA is learnt in closed form: name a --guide, or leave it."
+            )
+        return _closed_form(counts, num_topics, seed)
+    entry = STORIES[story]
+    name = guide or next(iter(entry.guides))
+    build = nearest(name, entry.guides, "guide")
+    x = torch.from_numpy(counts.toarray().astype(np.float32))  # (N, V)
+    torch.manual_seed(seed)
+    program = build((x,), num_topics)
+    if type(program) not in MODULES.values():
+        raise ValueError(
+            f"'--guide' is '{name}', which has parameters for each document and finds no topics in new "
+            "ones: choose another."
+        )
+    fit = pplvm.fit(
+        entry.model((x,), num_topics), program, x, seed=seed,
+        num_steps=steps.num_steps or entry.num_steps, lr=steps.lr or entry.lr,
+        batch_size=steps.batch_size or min(entry.batch_size or len(x), len(x)),
+    )  # fmt: skip
+    made = {key: value for key, value in fit.settings.items() if key != "objective"}
+    return FittedTopics(fit), {"guide": name, **made}
+
+
+def perplexity(model: TopicModel, counts: csr_array, seed: int) -> float:
+    """Returns exp of minus the mean log-probability of tokens, given the other half of documents.
+
+    Each token of the documents (N, V) goes to either half by a coin; proportions are found in one
+    half, and tokens of the other are predicted.
+    """
+    counts = csr_array(counts)
+    first = counts.copy()
+    first.data = np.random.default_rng(seed).binomial(counts.data.astype(int), 0.5)
+    second = csr_array(counts - first)
+    log_p, tokens = 0.0, float(second.sum())
+    for start in range(0, counts.shape[0], 1000):  # of which (1000, V) fit into memory
+        part, seen = second[start : start + 1000].tocoo(), first[start : start + 1000]
+        p = model.word_probs(model.proportions(csr_array(seen))).detach().cpu().double()
+        log_p += float((torch.from_numpy(part.data) * p[part.row, part.col].log()).sum())
+    return float(np.exp(-log_p / tokens)) if tokens else float("nan")
+
+
+def _closed_form(
+    counts: csr_array, num_topics: int, seed: int
+) -> tuple[TopicModel, dict[str, Any]]:
+    online = counts.shape[0] > MANY
+    model = scikit_lda(counts, num_topics, online=online, seed=seed)
+    method = "variational EM" + (", online" if online else "")
+    return model, {"method": method, "alpha": model.alpha, "seed": seed}

@@ -1,0 +1,191 @@
+"""The command line of topic models, from raw texts to a report and to new texts."""
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pplvm import cli
+from pplvm.topics import storage
+
+SEA = ["ship", "sail", "port", "sea", "storm", "captain", "harbour", "wave"]
+LAW = ["court", "judge", "law", "oath", "trial", "verdict", "statute", "jury"]
+
+
+def texts(N: int = 30) -> list[str]:
+    """Returns texts of 40 words about the sea or the law, in turns."""
+    random = np.random.default_rng(0)
+    return [" ".join(random.choice((SEA, LAW)[d % 2], 40)) + "." for d in range(N)]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    written = texts()
+    (tmp_path / "texts").mkdir()
+    for d, text in enumerate(written):
+        (tmp_path / "texts" / f"{d:02d}.txt").write_text(text)
+    with open(tmp_path / "table.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["id", "body"], *([d, t] for d, t in enumerate(written))])
+    lines = "".join(json.dumps({"body": text}) + "\n" for text in written)
+    (tmp_path / "table.jsonl").write_text(lines)
+    (tmp_path / "new.txt").write_text("The captain saw the harbour, and a zyzzyx.")
+    (tmp_path / "stop.txt").write_text("and the of it 12 3")
+    (tmp_path / "odd.txt").write_text("zyzzyx")
+    return tmp_path
+
+
+@pytest.fixture
+def run(here, monkeypatch, capsys):
+    """Runs a command and returns its exit code and what it printed."""
+
+    def command(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["pplvm", *words])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        out, err = capsys.readouterr()
+        return stopped.value.code, out, err
+
+    return command
+
+
+def words_of(topic: dict) -> set[str]:
+    return set(list(topic["words"])[:8])
+
+
+def test_a_folder_of_texts_becomes_topics_and_a_report(run, here):
+    code, out, err = run(
+        "fit", "lda", "--data", "texts/", "--topics", "2", "--report", "r.html", "--save", "out",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "2 topics of 30 documents" in out
+    assert "perplexity" in out
+    assert "read 30 documents" in err
+    assert "This figure failed" not in (here / "r.html").read_text()
+    code, out, err = run("topics", "out", "--json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert [words_of(topic) for topic in found["topics"]] in (
+        [set(SEA), set(LAW)],
+        [set(LAW), set(SEA)],
+    )
+    assert sum(topic["prevalence"] for topic in found["topics"]) == pytest.approx(1)
+    assert found["num_held_out"] == 3
+    # Eight words, all as probable, and two of them are always as near as documents get.
+    assert found["perplexity"] == pytest.approx(8, rel=0.2)
+    # Ten words: eight that always meet, two that never meet these.
+    assert found["coherence"] == pytest.approx((28 + 1 - 16) / 45, rel=0.1)
+    assert found["warnings"] == []
+
+
+def test_new_texts_get_proportions_and_unseen_words_are_said(run, here):
+    assert run("fit", "lda", "--data", "texts/", "--topics", "2", "--save", "out")[0] == 0
+    code, out, err = run("transform", "out", "new.txt", "--json")
+    assert code == 0
+    (row,) = json.loads(out)["documents"]
+    sea = max(range(2), key=lambda k: row["proportions"][k])
+    assert "ship" in words_of({"words": dict.fromkeys(top(storage.load("out"), sea))})
+    assert row["proportions"][sea] > 0.8
+    assert "zyzzyx" in err
+    code, out, err = run("transform", "out", "odd.txt", "--json")
+    assert code == 0
+    np.testing.assert_allclose(json.loads(out)["documents"][0]["proportions"], 0.5, atol=1e-6)
+    assert "'odd.txt': no known words, so what is given is the prior's mean" in err
+    code, out, err = run("transform", "out", "texts", "--out", "theta.csv")
+    assert (code, out) == (0, "")
+    rows = list(csv.reader((here / "theta.csv").read_text().splitlines()))
+    assert rows[0] == ["document", "topic_0", "topic_1"]
+    assert len(rows) == 31
+    assert sum(map(float, rows[7][1:])) == pytest.approx(1, abs=1e-4)
+    assert run("transform", "out", "new.txt")[1].startswith("new.txt\n")
+
+
+def top(found: storage.Saved, k: int) -> list[str]:
+    return [found.vocabulary[w] for w in found.model.topics[k].topk(8).indices]
+
+
+@pytest.mark.parametrize(
+    "data", [("table.csv", "--column", "body"), ("table.jsonl", "--column", "body")]
+)
+def test_tables_of_texts_are_read(run, data):
+    code, out, err = run("fit", "lda", "--data", *data, "--topics", "2", "--json")
+    assert code == 0, err
+    assert {frozenset(words_of(topic)) for topic in json.loads(out)["topics"]} == {
+        frozenset(SEA),
+        frozenset(LAW),
+    }
+
+
+@pytest.mark.parametrize(
+    "story",
+    [
+        ("lda", "--guide", "amortised-dirichlet"),
+        ("lda", "--guide", "logistic-normal"),
+        ("neural-lda",),
+    ],
+)
+def test_topics_are_learnt_by_gradients_and_kept(run, story):
+    words = (
+        "fit",
+        *story,
+        "--data",
+        "texts",
+        "--topics",
+        "2",
+        "--num-steps",
+        "300",
+        "--lr",
+        "0.02",
+    )
+    code, out, err = run(*words, "--save", "out", "--json")
+    assert code == 0, err
+    learnt = json.loads(out)
+    sides = {frozenset(words_of(topic)) for topic in learnt["topics"]}
+    assert sides == {frozenset(SEA), frozenset(LAW)}
+    code, out, err = run("topics", "out", "--json")
+    assert json.loads(out) == learnt
+    code, out, err = run("transform", "out", "new.txt", "--json")
+    (row,) = json.loads(out)["documents"]
+    best = storage.load("out").model.topics[int(np.argmax(row["proportions"]))]
+    assert "ship" in [storage.load("out").vocabulary[w] for w in best.topk(8).indices]
+    code, out, err = run("transform", "out", "odd.txt", "--json")
+    assert json.loads(out)["documents"][0]["proportions"] == [0.5, 0.5]
+
+
+BAD = {
+    "more topics than documents": (
+        ("fit", "lda", "--data", "texts", "--topics", "31"),
+        "'--topics' is 31, but there are 30 documents",
+    ),
+    "no topics": (("fit", "lda", "--topics", "0"), "--topics"),
+    "a share": (("fit", "lda", "--held-out", "1"), "'--held-out' should be from 0 to below 1"),
+    "no words": (("fit", "lda", "--data", "stop.txt", "--topics", "1"), "'--data' leaves no words"),
+    "no such column": (("fit", "lda", "--data", "table.csv", "--column", "text"), "'text'"),
+    "no such file": (("fit", "lda", "--data", "no/"), "no"),
+    "no such data set": (("fit", "lda", "--data", "reuter"), "did you mean 'reuters'"),
+    "no such guide": (("fit", "lda", "--guide", "mean"), "guide"),
+    "a guide for these documents alone": (
+        ("fit", "lda", "--guide", "mean-field"),
+        "finds no topics in new ones",
+    ),
+    "steps of no steps": (("fit", "lda", "--num-steps", "9"), "'--num-steps' is of SVI"),
+    "no such option": (("fit", "lda", "--objective", "x"), "--objective"),
+    "another story": (("fit", "ldaa"), "did you mean 'lda'"),
+    "a folder of other things": (("fit", "lda", "--save", "texts"), "holds other things"),
+    "unwritable": (("fit", "lda", "--report", "/proc/r.html"), "/proc/r.html"),
+    "no topics there": (("topics", "texts"), "no complete topic model"),
+    "no folder": (("transform", "nothing", "new.txt"), "no folder at 'nothing'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_exit_code_2(run, case):
+    words, expected = BAD[case]
+    code, out, err = run(*words)
+    assert code == 2, err
+    assert expected in err
+    assert out == ""
+    assert len([line for line in err.splitlines() if line.startswith("pplvm:")]) == 1
