@@ -16,7 +16,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 
 from pplvm import datasets_text
 from pplvm.naming import nearest
-from pplvm.text.corpus import Corpus
+from pplvm.text.corpus import Corpus, read_corpus
 
 
 def _sparse(found: datasets_text.Corpus) -> Corpus:
@@ -79,7 +79,7 @@ def documents(
     if "." not in data and "/" not in data and not path.exists():
         return _counted(data, nearest(data, NAMED, "data set")(), vocabulary)
     if path.suffix == ".npz":
-        return _counted(data, _counts(path), vocabulary)
+        return _counted(data, read_corpus(path), vocabulary)
     return _cut(_texts(path, column, groups), vocabulary, dict(text or TEXT))
 
 
@@ -96,16 +96,7 @@ def held_out(corpus: Corpus, share: float, seed: int) -> tuple[Corpus, Corpus | 
     if num < 1:
         return corpus, None
     order = np.random.default_rng(seed).permutation(N)
-    return _rows(corpus, np.sort(order[num:])), _rows(corpus, np.sort(order[:num]))
-
-
-def _rows(corpus: Corpus, rows: np.ndarray) -> Corpus:
-    return replace(
-        corpus,
-        counts=corpus.counts[rows],
-        titles=tuple(corpus.titles[row] for row in rows),
-        groups={name: group[rows] for name, group in corpus.groups.items()},
-    )
+    return corpus.rows(np.sort(order[num:])), corpus.rows(np.sort(order[:num]))
 
 
 # ---- counts ----
@@ -118,31 +109,6 @@ def _counted(name: str, corpus: Corpus, vocabulary: Sequence[str] | None) -> Doc
             f"{len(vocabulary)} of the topics: give texts, or counts of the same words."
         )
     return Documents(corpus, {}, [_read(corpus)])
-
-
-_PARTS = {"data", "indices", "indptr", "shape", "vocab", "titles"}
-
-
-def _counts(path: Path) -> Corpus:
-    """Reads counts in sparse rows, as scipy has them, their words, perhaps titles, and groups."""
-    try:
-        with np.lib.npyio.NpzFile(path) as file:  # which runs no pickles
-            parts = tuple(file[key][...] for key in ("data", "indices", "indptr"))
-            counts = csr_array(parts, shape=tuple(file["shape"].tolist()))
-            words = tuple(map(str, file["vocab"].tolist()))
-            N = counts.shape[0]
-            titles = file["titles"].tolist() if "titles" in file.files else range(N)
-            others = {key: file[key] for key in file.files if key not in _PARTS}
-        counts.check_format()
-        if counts.shape != (len(titles), len(words)) or (counts.data != counts.data.round()).any():
-            raise ValueError("shapes that differ, or no counts")
-    except Exception as error:  # parsers raise anything at all on a broken file
-        raise ValueError(
-            f"'{path}' cannot be read ({type(error).__name__}): check that it is complete and holds "
-            "'data', 'indices', 'indptr', 'shape' and 'vocab': counts in sparse rows, and their words."
-        ) from error
-    groups = {key: value for key, value in others.items() if value.shape == (N,)}
-    return Corpus(counts, words, tuple(map(str, titles)), groups)
 
 
 # ---- texts ----

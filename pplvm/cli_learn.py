@@ -13,8 +13,8 @@ from pplvm.catalog import STORIES
 from pplvm.naming import nearest
 from pplvm.topics.fitted import FittedTopics
 from pplvm.topics.modules import MODULES
-from pplvm.topics.scikit import scikit_lda
 from pplvm.topics.types import TopicModel
+from pplvm.topics.variational_em import variational_em
 
 MANY = 5000  # documents; of more of them, LDA is learnt online. Arbitrary.
 
@@ -36,17 +36,17 @@ def learn(
         ValueError: if there is no such guide, or if steps are asked for where none are made.
     """
     if story == "lda" and guide is None:
-        asked = [name for name, value in steps._asdict().items() if value is not None]
+        asked = [name for name in ("num_steps", "lr") if getattr(steps, name) is not None]
         if asked:
             option = "--" + asked[0].replace("_", "-")
             raise ValueError(
                 f"'{option}' is of SVI, but LDA is learnt in closed form: name a --guide, or leave it."
             )
-        return _closed_form(counts, num_topics, seed)
+        return _closed_form(counts, num_topics, steps.batch_size, seed)
     entry = STORIES[story]
     name = guide or next(iter(entry.guides))
     build = nearest(name, entry.guides, "guide")
-    x = torch.from_numpy(counts.toarray().astype(np.float32))  # (N, V)
+    x, N = counts, counts.shape[0]  # which the fit makes dense by the minibatch
     torch.manual_seed(seed)
     program = build((x,), num_topics)
     if type(program) not in MODULES.values():
@@ -57,7 +57,7 @@ def learn(
     fit = pplvm.fit(
         entry.model((x,), num_topics), program, x, seed=seed,
         num_steps=steps.num_steps or entry.num_steps, lr=steps.lr or entry.lr,
-        batch_size=steps.batch_size or min(entry.batch_size or len(x), len(x)),
+        batch_size=steps.batch_size or min(entry.batch_size or N, N),
     )  # fmt: skip
     made = {key: value for key, value in fit.settings.items() if key != "objective"}
     return FittedTopics(fit), {"guide": name, **made}
@@ -82,9 +82,11 @@ def perplexity(model: TopicModel, counts: csr_array, seed: int) -> float:
 
 
 def _closed_form(
-    counts: csr_array, num_topics: int, seed: int
+    counts: csr_array, num_topics: int, batch_size: int | None, seed: int
 ) -> tuple[TopicModel, dict[str, Any]]:
-    online = counts.shape[0] > MANY
-    model = scikit_lda(counts, num_topics, online=online, seed=seed)
-    method = "variational EM" + (", online" if online else "")
-    return model, {"method": method, "alpha": model.alpha, "seed": seed}
+    many = counts.shape[0] > MANY
+    found = variational_em(
+        counts, num_topics, batch_size=batch_size or (1024 if many else None), seed=seed,
+        num_epochs=20 if many else 100,
+    )  # fmt: skip
+    return found, {**found.settings, "eta": found.eta, "seconds": found.seconds}

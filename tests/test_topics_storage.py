@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 import torch
 from scipy.sparse import csr_array
-from sklearn.decomposition import LatentDirichletAllocation
 from topic_fakes import WORDS, Known, corpus, known
 from torch import Tensor
 
 from pplvm.topics import export, storage
 from pplvm.topics.overview import overview
-from pplvm.topics.scikit import scikit_lda
+from pplvm.topics.variational_em import variational_em
 
 
 @dataclass(frozen=True)
@@ -159,18 +158,13 @@ def test_what_pyldavis_gets_adds_up(monkeypatch):
     assert given["sort_topics"] is False
 
 
-def test_topics_of_scikit_learn_are_its_own(tmp_path):
+def test_topics_in_closed_form_are_kept(tmp_path):
     documents = corpus()
-    for online in (False, True):
-        found = scikit_lda(documents.counts, 3, online=online)
-        peer = LatentDirichletAllocation(
-            3, learning_method="online" if online else "batch", max_iter=5 if online else 100,
-            evaluate_every=0 if online else 5, batch_size=256, random_state=0,
-        ).fit(documents.counts)  # fmt: skip
-        theta = peer.transform(documents.counts)
-        np.testing.assert_allclose(found.proportions(documents.counts), theta, rtol=1e-7)
-        words = peer.components_ / peer.components_.sum(1, keepdims=True)
-        np.testing.assert_allclose(found.word_probs(torch.from_numpy(theta)), theta @ words)
-        storage.save(tmp_path / "out", found, WORDS, overview(found, documents))
-        back = storage.load(tmp_path / "out").model.proportions(documents.counts)
-        assert torch.equal(back, found.proportions(documents.counts))
+    found = variational_em(documents.counts, 3, num_epochs=30)
+    storage.save(tmp_path / "out", found, WORDS, overview(found, documents))
+    back = storage.load(tmp_path / "out").model
+    counts = corpus(seed=1).counts
+    assert torch.equal(back.proportions(counts), found.proportions(counts))
+    assert torch.equal(back.bound(counts), found.bound(counts))
+    assert back.settings == found.settings
+    assert list(back.elbo) == list(found.elbo)

@@ -24,8 +24,8 @@ from pplvm.parameters import module_of
 from pplvm.topics.fitted import FittedTopics
 from pplvm.topics.modules import Learnt, packed, unpacked
 from pplvm.topics.overview import Overview
-from pplvm.topics.scikit import ScikitTopics
 from pplvm.topics.types import TopicModel
+from pplvm.topics.variational_em import VariationalEM
 
 WEIGHTS, VOCABULARY, SETTINGS = "weights.safetensors", "vocabulary.txt", "settings.json"
 FORMAT = "pplvm-topics-1"
@@ -203,7 +203,7 @@ def _replace(beside: Path, path: Path) -> None:
 
 # Those that are tensors and plain values alone, by the names that files have for them.
 
-KINDS: dict[str, type] = {"scikit": ScikitTopics}
+KINDS: dict[str, type] = {"variational-em": VariationalEM}
 
 
 def _state(model: TopicModel) -> dict[str, Any]:
