@@ -93,17 +93,11 @@ def bag_of_words(
         words, keep = np.array(list(tally.number), dtype=object), np.arange(raw.shape[1])
         if vocabulary is None:
             keep = _chosen(raw, words, low, high, max_words)
-        parts = tally.described(groups)
+        words, parts = words[keep].tolist(), tally.described(groups)
         if out is None:
-            return Corpus(raw[:, keep], words[keep], *parts)
-        with CorpusWriter(out, words[keep].tolist()) as writer:
-            for i in range(0, len(tally.titles), BLOCK):
-                rows = slice(i, i + BLOCK)
-                titles, values, unseen = parts
-                cut = {name: x[rows] for name, x in values.items()}
-                writer.append(
-                    raw[rows][:, keep], titles[rows], cut, None if unseen is None else unseen[rows]
-                )
+            return Corpus(raw[:, keep], words, *parts)
+        with CorpusWriter(out, words) as writer:
+            _write(writer, raw, keep, *parts)
     return read_corpus(out)
 
 
@@ -112,9 +106,10 @@ class _Tally:
 
     def __init__(self, vocabulary: Sequence[str] | None, skips: bool) -> None:
         self.growing, self.skips = vocabulary is None, skips
-        self.number = {word: v for v, word in enumerate(vocabulary or ())}  # of its column
-        if len(self.number) < len(vocabulary or ()):
-            repeated = Counter(vocabulary).most_common(1)[0][0]
+        given = [] if vocabulary is None else list(map(str, vocabulary))
+        self.number = {word: v for v, word in enumerate(given)}  # of its column
+        if len(self.number) < len(given):
+            repeated = Counter(given).most_common(1)[0][0]
             raise ValueError(f"'vocabulary' has '{repeated}' more than once: name each word once.")
         if vocabulary is not None and not self.number:
             raise ValueError("'vocabulary' is empty: give at least one word, or leave it out.")
@@ -197,6 +192,18 @@ def _gathered(blocks: Iterable[csr_array], tally: _Tally, folder: str | None) ->
     for block in held:
         block.resize(block.shape[0], len(tally.number))
     return vstack(held, format="csr")
+
+
+def _write(
+    writer: CorpusWriter, raw: csr_array, keep: np.ndarray, titles: list[str],
+    groups: dict[str, np.ndarray], unseen: np.ndarray | None,
+) -> None:  # fmt: skip
+    """Writes the columns to keep, block by block."""
+    for i in range(0, len(titles), BLOCK):
+        rows = slice(i, i + BLOCK)
+        cut = {name: values[rows] for name, values in groups.items()}
+        left = None if unseen is None else unseen[rows]
+        writer.append(raw[rows][:, keep], titles[rows], cut, left)
 
 
 def _chosen(
