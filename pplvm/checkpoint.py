@@ -15,6 +15,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 FORMAT = "pplvm-1"
+# What a file may be of another, and what to give then.
+STORY, OBJECTIVE = ("story", "model and guide"), ("objective", "objective, with the options,")
 
 
 def check_writable(path: str | Path) -> None:
@@ -110,3 +112,26 @@ def _unpack(node: Any, tensors: dict[str, Tensor]) -> Any:
         items = [_unpack(v, tensors) for v in content]
         return items if kind == "list" else tuple(items)
     return content
+
+
+def copy_into(
+    parameters: dict[str, Tensor], values: dict[str, Tensor], whose: tuple[str, str] = STORY
+) -> None:
+    """Copies values into parameters of the same names and shapes, else raises ``ValueError``."""
+    what, remedy = whose
+    if parameters.keys() != values.keys():
+        odd = sorted(parameters.keys() ^ values.keys())[0]
+        raise ValueError(
+            f"the file is of another {what}: parameter '{odd}' is in only one of the two; give the "
+            f"{remedy} that made it."
+        )
+    for name, p in parameters.items():
+        if p.shape != values[name].shape:
+            raise ValueError(
+                f"the file is of another {what}: parameter '{name}' has shape "
+                f"{tuple(values[name].shape)} there but {tuple(p.shape)} here; give the {remedy} "
+                "that made it."
+            )
+    with torch.no_grad():
+        for name, p in parameters.items():
+            p.copy_(values[name])

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from pplvm import traces
 from pplvm.batches import Batches
+from pplvm.checkpoint import OBJECTIVE, STORY, copy_into
 from pplvm.contract import (
     check,
     check_closures,
@@ -24,7 +25,7 @@ from pplvm.parameters import Scope, leaves, module_of, modules, moved
 from pplvm.traces import Program
 from pplvm.training_copies import copies
 from pplvm.types import Estimate
-from pplvm.updates import groups, update
+from pplvm.updates import check_optimizer, groups, update
 
 
 @dataclass
@@ -89,6 +90,8 @@ class Run:
             if several or objective_option(objective, "rao_blackwell", False):
                 traces.check_particles(self.model, self.guide, *first)
             self._nesting = traces.nesting(self.model, self.guide, *first)
+            sites = traces.look(self.model, *first).values()
+            self._per_datum = any(map(traces.in_data_plate, sites))
             self.scope.adopt(modules(self.model, self.guide))
             self.parameters = leaves(self.model, self.guide)
             with moved(self.parameters.values()):
@@ -108,6 +111,7 @@ class Run:
             )
         learned, own = list(self.parameters.values()), list(self._of_objective().values())
         self.optimizer = optimizer(groups(learned, own, getattr(self.learning, "lr", None)))
+        check_optimizer(self.optimizer)
         self.scheduler = scheduler(self.optimizer) if scheduler is not None else None
         self.gradients = Gradients(
             self.estimate, [*learned, *own], self._places, self._buffers, clip_norm, compile,
@@ -188,7 +192,8 @@ class Run:
 
     def estimate(self, *batch: Tensor, weight: float | Tensor | None = None) -> Estimate:
         """Returns the objective's estimate on one batch, the divergence weighted if so asked."""
-        share = len(batch[0]) / self.batches.size
+        # Held-out data of a story without a data plate are a datum, and no part of another.
+        share = len(batch[0]) / self.batches.size if self._per_datum else 1.0
         model, guide = (
             replace(self._known, program=f, share=share) for f in (self.model, self.guide)
         )
@@ -201,7 +206,8 @@ class Run:
         total = 0.0
         with self._evaluating(batches.seed):
             for batch in batches.epoch(0):
-                total += self.estimate(*batch).bound.sum().item()
+                # The mean times the data, as a story without a data plate has one bound for all.
+                total += self.estimate(*batch).bound.mean().item() * len(batch[0])
         bound = total / batches.size
         past = [value for value in self.history.validation if math.isfinite(value)]
         if math.isfinite(bound) and (not past or bound > max(past)):
@@ -218,7 +224,7 @@ class Run:
     def restore_best(self) -> None:
         """Puts back the parameters that did best in validation, if there was any."""
         if self.best is not None:
-            _load(self.parameters, self.best)
+            copy_into(self.parameters, self.best)
 
     def evaluation_mode(self) -> None:
         """Tells modules, such as dropout, that training is over."""
@@ -299,7 +305,7 @@ class Run:
     def load(self, state: dict) -> None:
         """Takes over what :meth:`state` returned."""
         self.load_parameters(state)
-        _load(self._of_objective(), state.get("objective", {}))
+        copy_into(self._of_objective(), state.get("objective", {}), OBJECTIVE)
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None and state["scheduler"] is not None:
             self.scheduler.load_state_dict(state["scheduler"])
@@ -307,18 +313,19 @@ class Run:
 
     def load_parameters(self, state: dict) -> None:
         """Takes over what a trained run is, but not what its next step would need."""
-        _load(self.parameters, state["parameters"])
+        copy_into(self.parameters, state["parameters"])
         for name, b in self._buffers().items():
-            saved = state["buffers"].get(name)
-            if saved is None and name.startswith("objective."):
+            saved, of_objective = state["buffers"].get(name), name.startswith("objective.")
+            if saved is None and of_objective:
                 continue  # it may be another than the one that made the fit
             if saved is None or saved.shape != b.shape:
+                what, remedy = OBJECTIVE if of_objective else STORY
                 raise ValueError(
-                    f"the file is of another story: it has no buffer '{name}' of shape "
-                    f"{tuple(b.shape)}; give the model and guide that made it."
+                    f"the file is of another {what}: it has no buffer '{name}' of shape "
+                    f"{tuple(b.shape)}; give the {remedy} that made it."
                 )
             b.copy_(saved)
-        _load(self._frozen(), state["frozen"])
+        copy_into(self._frozen(), state["frozen"])
         self.best, self.best_step = state["best"], state["best_step"]
         self.step_count = state["step"]
         self.history = History(**state["history"])
@@ -326,23 +333,3 @@ class Run:
 
 class NotFiniteError(ValueError):
     """A bound that turned NaN or infinite."""
-
-
-def _load(parameters: dict[str, Tensor], values: dict[str, Tensor]) -> None:
-    """Copies values into parameters of the same names and shapes, else raises ``ValueError``."""
-    if parameters.keys() != values.keys():
-        odd = sorted(parameters.keys() ^ values.keys())[0]
-        raise ValueError(
-            f"the file is of another story: parameter '{odd}' is in only one of the two; give the "
-            "model and guide that made it."
-        )
-    for name, p in parameters.items():
-        if p.shape != values[name].shape:
-            raise ValueError(
-                f"the file is of another story: parameter '{name}' has shape "
-                f"{tuple(values[name].shape)} there but {tuple(p.shape)} here; give the model and "
-                "guide that made it."
-            )
-    with torch.no_grad():
-        for name, p in parameters.items():
-            p.copy_(values[name])

@@ -1,5 +1,6 @@
 """The step of an optimiser, without what torch does around it."""
 
+import inspect
 from collections.abc import Callable
 
 import torch
@@ -25,6 +26,17 @@ def update(optimizer: Optimizer, parameters: list[Tensor]) -> Callable[[list[Ten
         optimizer.step()
 
     return apply
+
+
+def check_optimizer(optimizer: Optimizer) -> None:
+    """Raises a ``ValueError`` for an optimiser that asks for the loss anew within its step."""
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ValueError(
+            f"'optimizer' makes {type(optimizer).__name__}, which evaluates the loss several times a "
+            "step, where this loss is drawn anew each time: use one that takes gradients as they "
+            "come, such as torch.optim.Adam."
+        )
 
 
 def groups(learned: list[Tensor], own: list[Tensor], lr: float | None) -> list:

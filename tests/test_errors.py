@@ -407,6 +407,12 @@ def test_a_last_step_that_ruins_the_parameters_is_told():
         assert steps < 50
 
 
+def test_an_optimiser_that_wants_the_loss_anew_is_refused():
+    with pytest.raises(ValueError, match="'optimizer' makes LBFGS") as caught:
+        fit(x(), optimizer=partial(torch.optim.LBFGS, lr=0.1))
+    assert "\n" not in str(caught.value)
+
+
 # ---- Ctrl-C ----
 
 

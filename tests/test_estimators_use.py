@@ -126,6 +126,23 @@ def test_interrupted_fits_go_on_with_their_baselines(tmp_path):
         torch.testing.assert_close(p, q, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        (partial(NVIL, hidden_dim=7), "parameter 'networks.0.0.weight' has shape"),
+        (partial(NVIL, "moving_average"), "is in only one of the two"),
+    ],
+)
+def test_resuming_with_other_baselines_blames_the_objective(other, named, tmp_path):
+    model, guide, data = story("belief")
+    ask = partial(pplvm.fit, model, guide, *data, compile="off", checkpoint=tmp_path / "fit")
+    ask(objective=NVIL(), num_steps=2)
+    with pytest.raises(ValueError, match="the file is of another objective") as info:
+        ask(objective=other(), num_steps=4, resume=True)
+    assert named in str(info.value)
+    assert "model and guide" not in str(info.value)
+
+
 def test_a_fit_by_nvil_can_be_saved_and_opened(tmp_path):
     model, guide, data = story("belief")
     fit = pplvm.fit(model, guide, *data, objective=NVIL(), num_steps=4)

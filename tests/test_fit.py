@@ -508,6 +508,36 @@ def test_validation_turns_training_off_and_on_again():
     assert not fit.guide.training
 
 
+def lone(y: Tensor) -> Tensor:
+    """A story without a data plate, whose guide below draws nothing at random."""
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    return pyro.sample("y", dist.Normal(mu, 1.0).expand(y.shape).to_event(1), obs=y)
+
+
+def pointed(y: Tensor) -> None:
+    pyro.sample("mu", dist.Delta(pyro.param("at", torch.tensor(0.3))))
+
+
+@pytest.mark.parametrize("num_held_out", [4, 8, 16])
+def test_validation_without_a_data_plate_is_the_bound_of_all_held_out_data(num_held_out):
+    y = torch.randn(8)
+    held_out = torch.randn(num_held_out)
+    fit = pplvm.fit(lone, pointed, y, num_steps=1, lr=1e-9, validation=(held_out,))
+    for found, data in ((fit.history.bound, y), (fit.history.validation, held_out)):
+        want = dist.Normal(0.0, 1.0).log_prob(torch.tensor(0.3))
+        want = want + dist.Normal(0.3, 1.0).log_prob(data).sum()
+        assert found == pytest.approx([want.item()], abs=1e-6)
+
+
+def test_validation_in_batches_is_the_mean_over_held_out_data():
+    model, guide, x = by_module()
+    held_out = torch.randn(7, x.shape[1])
+    fit = pplvm.fit(model, guide, x, num_steps=1, batch_size=3, lr=1e-9, validation=(held_out,),
+                    validate_every=1)  # fmt: skip
+    other = fit.bound(held_out, num_repeats=2000).mean(1)  # (R,)
+    assert abs(fit.history.validation[0] - other.mean()) < 5 * other.std()
+
+
 # ---- guides that are left out ----
 
 
