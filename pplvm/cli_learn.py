@@ -1,10 +1,9 @@
 """How the command line learns topics: LDA in closed form, or a story and a guide by SVI."""
 
-__all__ = ["learn", "perplexity"]
+__all__ = ["learn"]
 
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from scipy.sparse import csr_array
 
@@ -61,24 +60,6 @@ def learn(
     )  # fmt: skip
     made = {key: value for key, value in fit.settings.items() if key != "objective"}
     return FittedTopics(fit), {"guide": name, **made}
-
-
-def perplexity(model: TopicModel, counts: csr_array, seed: int) -> float:
-    """Returns exp of minus the mean log-probability of tokens, given the other half of documents.
-
-    Each token of the documents (N, V) goes to either half by a coin; proportions are found in one
-    half, and tokens of the other are predicted.
-    """
-    counts = csr_array(counts)
-    first = counts.copy()
-    first.data = np.random.default_rng(seed).binomial(counts.data.astype(int), 0.5)
-    second = csr_array(counts - first)
-    log_p, tokens = 0.0, float(second.sum())
-    for start in range(0, counts.shape[0], 1000):  # of which (1000, V) fit into memory
-        part, seen = second[start : start + 1000].tocoo(), first[start : start + 1000]
-        p = model.word_probs(model.proportions(csr_array(seen))).detach().cpu().double()
-        log_p += float((torch.from_numpy(part.data) * p[part.row, part.col].log()).sum())
-    return float(np.exp(-log_p / tokens)) if tokens else float("nan")
 
 
 def _closed_form(

@@ -16,14 +16,16 @@ from torch import Tensor
 
 from pplvm.checkpoint import check_writable
 from pplvm.cli_documents import documents, held_out
-from pplvm.cli_learn import Steps, learn, perplexity
+from pplvm.cli_learn import Steps, learn
 from pplvm.report_page import beside
+from pplvm.text import document_halves
 from pplvm.text.corpus import Corpus
 from pplvm.topics import report as topics_report
 from pplvm.topics import storage
 from pplvm.topics.fitted import FittedTopics
 from pplvm.topics.modules import prior_mean
 from pplvm.topics.overview import Overview, overview
+from pplvm.topics.perplexity import completion_perplexity
 from pplvm.topics.summaries import lengths
 
 NAMES = {"lda": "Latent Dirichlet allocation", "neural-lda": "Neural topic model"}
@@ -81,9 +83,8 @@ def fit(
     model, settings = learn(story, learnt.counts, num_topics, guide=guide, steps=steps, seed=seed)
     facts = overview(model, corpus)
     if kept is not None:
-        facts = replace(
-            facts, perplexity=perplexity(model, kept.counts, seed), num_held_out=len(kept)
-        )
+        found = completion_perplexity(model, *document_halves(kept.counts, seed=seed))
+        facts = replace(facts, perplexity=found, num_held_out=len(kept))
     settings = {"story": story, "data": data, **settings}
     if save is not None:
         storage.save(save, model, corpus.vocabulary, facts, settings=settings, text=read.text)

@@ -16,7 +16,8 @@ from topic_fakes import WORDS, Known, corpus, known
 
 from pplvm.text.corpus import Corpus
 from pplvm.topics import report
-from pplvm.topics.overview import diversity, npmi, overview
+from pplvm.topics.coherence import diversity, npmi
+from pplvm.topics.overview import overview
 
 
 @pytest.fixture(scope="module")
