@@ -78,9 +78,15 @@ def _row(answer: Fit, name: str, draws: Draws, weights: LogMarginal, seed: int) 
         worries.append(f"not converged: bound still rising (+{rise:.2g})")
     if answer.settings.get("stopped") == "interrupted":
         worries.append(f"interrupted after {answer.settings['num_steps']} steps")
-    bad = int((~(weights.khat <= MOST_KHAT)).sum())  # NaN is as bad
+    known = weights.khat[~weights.sole]
+    bad = int((~(known <= MOST_KHAT)).sum())  # NaN is as bad
     if bad:
         worries.append(f"k̂ > {MOST_KHAT} for {bad} of {len(weights.khat)}: distrust log p(x)")
+    if weights.sole.any():
+        worries.append(
+            f"the guide draws one state only for {int(weights.sole.sum())} of {len(weights.khat)}: "
+            "importance weights cannot tell what it misses"
+        )
     sites = traces.look(draws.model, *draws.data)
     numbers = [name for name in draws.values if not sites[name].fn.support.is_discrete]
     dead, total = diagnostics.collapsed(draws)
@@ -96,7 +102,7 @@ def _row(answer: Fit, name: str, draws: Draws, weights: LogMarginal, seed: int) 
         bound=float(answer.bound(*draws.data, seed=seed).double().mean()),
         log_marginal=None if point else float(weights.value.sum()) / units,
         log_marginal_error=None if point else float(weights.error.square().sum().sqrt()) / units,
-        khat=None if point else float(weights.khat.max()),
+        khat=None if point else float(known.max()) if len(known) else math.nan,
         seconds=answer.seconds,
         worries=tuple(worries),
     )

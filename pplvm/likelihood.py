@@ -22,6 +22,9 @@ from torch import Tensor
 from pplvm import traces
 from pplvm.batches import as_tensors, check_count, check_data
 from pplvm.contract import bind
+from pplvm.likelihood_states import SoleStates, log_marginal_by_listing
+
+_NEGLIGIBLE = 0.01  # nats; arbitrary
 
 
 class LogMarginal(NamedTuple):
@@ -31,12 +34,17 @@ class LogMarginal(NamedTuple):
     error: Tensor  # (N,): its standard error
     ess: Tensor  # (N,): effective sample size of the weights, between 1 and P
     khat: Tensor  # (N,): Pareto k̂ of the weights; above 0.7 none of this is to be trusted
+    sole: Tensor  # (N,), bool: whether nothing is known of the states that were never drawn
 
 
 def log_marginal(
     model: Callable, guide: Callable, *data: Tensor, num_particles: int = 1000, seed: int = 0
 ) -> LogMarginal:
     """Estimates the log marginal likelihood with the guide as proposal.
+
+    Where the P draws of a datum's discrete latents are one and the same state, k̂ is NaN and
+    ``sole`` is true: their weights say nothing of what the guide never draws. Not so where the
+    model's states can be listed, events of up to P of them, and this one has 99 % of the posterior.
 
     Args:
         model: The model.
@@ -59,26 +67,35 @@ def log_marginal(
         traces.check_particles(model, guide, *data)
     except ValueError:
         rows = 1  # slow, but right
-    weights = []
+    weights, states = [], SoleStates()
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(seed)
         for start in range(0, num_particles, rows):
             P = min(rows, num_particles - start)
             z = traces.draw(model, guide, *data, num_particles=P, moving=False)
+            states.see(traces.discrete_values(z, per_datum))
             log_p, log_q = traces.weigh(model, guide, z, *data, per_datum=per_datum)
             weights.append((log_p - log_q).double().cpu())  # (P, N)
-    return summarise(torch.cat(weights))
+        log_w = torch.cat(weights)
+        sole = states.found().expand(log_w.shape[1])  # (N,)
+        if sole.any():
+            truth = log_marginal_by_listing(model, *data, most=num_particles)
+            if truth is not None:
+                sole = sole & (truth.double().cpu() - log_w.mean(0) > _NEGLIGIBLE)
+    return summarise(log_w, sole)
 
 
-def summarise(log_w: Tensor) -> LogMarginal:
-    """Maps log-weights (P, N) to the estimate and its diagnostics."""
+def summarise(log_w: Tensor, sole: Tensor | None = None) -> LogMarginal:
+    """Maps log-weights (P, N) to the estimate and its diagnostics, given whose draws are one state."""
     P = len(log_w)
+    sole = torch.zeros(log_w.shape[1], dtype=torch.bool) if sole is None else sole
     w = torch.softmax(log_w, dim=0)  # (P, N), sums to 1
     return LogMarginal(
         value=torch.logsumexp(log_w, dim=0) - math.log(P),
         error=(w * P).std(0) / math.sqrt(P),
         ess=1 / (w**2).sum(0),
-        khat=pareto_khat(log_w),
+        khat=torch.where(sole, math.nan, pareto_khat(log_w)),
+        sole=sole,
     )
 
 

@@ -79,7 +79,8 @@ _CURVES = (
 _KHAT = (
     "Pareto k̂ of the importance weights with the guide as proposal. "
     "Above 0.7, the dashed line, log p(x) is not to be trusted. Weights that are all the same, as "
-    "those of an exact proposal or of a single point, or that take few values, have no tail to fit."
+    "those of an exact proposal or of a single point or state, or that take few values, have no tail to "
+    "fit."
 )
 _OVERLAYS = (
     "Marginal posteriors, by kernel density estimates of draws, or shares of them where a latent is "

@@ -20,6 +20,7 @@ from pplvm.traces.decoding import decode
 from pplvm.traces.densities import (
     Latents,
     Scores,
+    discrete_values,
     draw,
     dream,
     elbo_terms,
@@ -85,6 +86,7 @@ __all__ = [
     "decode",
     "dependencies",
     "discrete_latents",
+    "discrete_values",
     "distribution_name",
     "draw",
     "draw_choices",

@@ -90,6 +90,19 @@ def draw(
     return Latents(trace, num_particles, plate, moving)
 
 
+def discrete_values(z: Latents, per_datum: bool) -> Tensor:
+    """Returns the discrete latents side by side: (P, N, D), or (P, 1, D) of all data together."""
+    parts = []
+    for _, site in samples(z.trace):
+        if site["fn"].support.is_discrete:
+            value, event_dim = site["value"].detach().double(), site["fn"].event_dim
+            value = value.reshape(*value.shape[: value.ndim - event_dim], -1)  # (P, plates…, event)
+            value = value[None] if z.num_particles == 1 else value
+            rows = value.movedim(-2, 1) if per_datum else value[:, None]
+            parts.append(rows.reshape(*rows.shape[:2], -1))
+    return torch.cat(parts, -1) if parts else torch.zeros(z.num_particles, 1, 0)
+
+
 def pathwise_site(z: Latents) -> str | None:
     """Returns the first site of the guide that has a pathwise gradient, if any."""
     return next((name for name, site in samples(z.trace) if site["fn"].has_rsample), None)
