@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from scipy.sparse import issparse
 from torch import nn
 
 from pplvm.batches import Array
@@ -51,9 +52,9 @@ def table(data: Data) -> Data:
 
 
 def flat(data: Data) -> Data:
-    """Returns one array of shape (N, D): images become rows of pixels."""
+    """Returns one array of shape (N, D): images become rows of pixels, and sparse rows stay so."""
     (x,) = table(data)
-    return (x.reshape(len(x), -1),)
+    return (x if issparse(x) else x.reshape(len(x), -1),)
 
 
 def sequences(data: Data) -> Data:
@@ -137,7 +138,7 @@ class Story:
 _FACTOR_GUIDES: dict[str, Builder] = {
     "linear-gaussian": lambda data, L: fa_guides.LinearGaussian(data[0].shape[1], L),
     "amortised-mean-field": lambda data, L: fa_guides.AmortisedMeanField(data[0].shape[1], L),
-    "mean-field": lambda data, L: fa_guides.MeanField(len(data[0]), L),
+    "mean-field": lambda data, L: fa_guides.MeanField(data[0].shape[0], L),
 }
 
 _FACTOR_ANALYSIS = Story(

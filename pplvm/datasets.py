@@ -1,4 +1,6 @@
-"""Data sets that come by name: tensors, first axis N, ready for a story; float32 if measured.
+"""Data sets that come by name: first axis N, ready for a story; float32 if measured.
+
+They are tensors, or sparse rows where they count words.
 
 References:
     | Digits: Optical Recognition of Handwritten Digits (Alpaydin & Kaynak, 1998)
@@ -19,10 +21,12 @@ __all__ = [
     "jsb",
     "mnist",
     "named",
+    "newsgroups20",
     "reuters",
     "small_chorales",
     "small_corpus",
     "small_reviews",
+    "small_topics",
     "small_words",
     "sst",
     "state_of_the_union",
@@ -34,12 +38,15 @@ from pathlib import Path
 
 import pooch
 import torch
+from scipy.sparse import csr_array
 from sklearn.datasets import load_digits, load_iris
 from torch import Tensor
 
 from pplvm.datasets_chorales import jsb, small_chorales
+from pplvm.datasets_corpora import newsgroups20, reuters, state_of_the_union
+from pplvm.datasets_documents import small_corpus, small_topics
 from pplvm.datasets_sst import small_reviews, sst
-from pplvm.datasets_text import reuters, small_corpus, small_words, state_of_the_union, words
+from pplvm.datasets_text import small_words, words
 from pplvm.naming import nearest
 from pplvm.reading import read, read_idx
 
@@ -125,14 +132,16 @@ DATASETS = {
     "small-chorales": small_chorales,
     "sst": lambda: sst().data,
     "small-reviews": lambda: small_reviews().data,
+    "20-newsgroups": lambda: newsgroups20().counts,
     "reuters": lambda: reuters().counts,
     "state-of-the-union": lambda: state_of_the_union().counts,
     "small-corpus": lambda: small_corpus().counts,
+    "small-topics": lambda: small_topics().corpus.counts,
     "small-words": lambda: small_words()[:2],  # numbers and lengths
 }
 
 
-def named(name: str) -> tuple[Tensor, ...]:
+def named(name: str) -> tuple[Tensor | csr_array, ...]:
     """Returns one of :data:`DATASETS` in a tuple, as :func:`read` does.
 
     Raises:

