@@ -172,8 +172,8 @@ GROUPS = ["alt.atheism", "sci.space"]
 
 def post(i: int, random: np.random.Generator) -> str:
     """A post: words of every kind, and two of its own that say where it is."""
-    text = ["Everywhere, the", "don't_x", "w2 a"]
-    text += [word for word in ("Alpha!", "beta", "gamma") if random.random() < 0.6]
+    kinds = ("Alpha!", "beta", "gamma", "w2", "don't", "snake_case")
+    text = ["Everywhere, the a", *(word for word in kinds if random.random() < 0.6)]
     text += ["onlytest " * 3] * (i >= NUM_TRAIN)  # frequent enough, but not in training
     return " ".join(text) if i % 7 else "Everywhere 42"
 
