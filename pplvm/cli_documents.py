@@ -1,44 +1,39 @@
 """The documents that a command of topic models is about: by name, or texts of a folder or a file."""
 
-__all__ = ["Documents", "documents", "held_out"]
+__all__ = ["Documents", "Reading", "documents", "held_out"]
 
-import json
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
-from scipy.sparse import csr_array
-from sklearn.feature_extraction.text import CountVectorizer
 
-from pplvm import datasets_text
+from pplvm import datasets
 from pplvm.naming import nearest
-from pplvm.text.corpus import Corpus, read_corpus
+from pplvm.text import Corpus, bag_of_words, read_corpus
 
-
-def _sparse(found: datasets_text.Corpus) -> Corpus:
-    counts = csr_array(found.counts.numpy().astype(np.int64))
-    return Corpus(counts, found.vocab, found.titles)
-
-
-def _speeches() -> Corpus:
-    corpus = _sparse(datasets_text.state_of_the_union())
-    years, presidents = zip(*(title.split(" ", 1) for title in corpus.titles), strict=True)
-    groups = {"year": np.array(years, dtype=int), "president": np.array(presidents)}
-    return replace(corpus, groups=groups)
-
-
-NAMED = {
-    "small-corpus": lambda: _sparse(datasets_text.small_corpus()),
-    "reuters": lambda: _sparse(datasets_text.reuters()),
-    "state-of-the-union": _speeches,
+NAMED: dict[str, Callable[[], Corpus]] = {
+    "small-corpus": datasets.small_corpus,
+    "small-topics": lambda: datasets.small_topics().corpus,
+    "reuters": datasets.reuters,
+    "20-newsgroups": datasets.newsgroups20,
+    "state-of-the-union": datasets.state_of_the_union,
 }
-# How texts are cut into words: arguments of scikit-learn's CountVectorizer. Arbitrary defaults.
+# How texts are cut into words, as bag_of_words has it. Arbitrary defaults.
 TEXT = {"lowercase": True, "stop_words": "english", "token_pattern": r"(?u)\b[^\W\d_]{2,}\b"}
-RARE, COMMON = 2, 0.9  # words in fewer documents, or in a larger share of them, are left out
+
+
+class Reading(NamedTuple):
+    """What to read of texts, as :func:`pplvm.text.bag_of_words` has it."""
+
+    column: str | None = None
+    groups: Sequence[str] = ()
+    min_df: int = 2
+    max_df: float = 0.9
+    max_words: int | None = None
+    encoding: str = "utf-8"
+    errors: str = "strict"
 
 
 class Documents(NamedTuple):
@@ -49,16 +44,9 @@ class Documents(NamedTuple):
     notes: list[str]
 
 
-class _Texts(NamedTuple):
-    texts: list[str]
-    titles: tuple[str, ...]
-    groups: Mapping[str, np.ndarray]
-
-
 def documents(
     data: str,
-    column: str | None = None,
-    groups: Sequence[str] = (),
+    reading: Reading,
     *,
     vocabulary: Sequence[str] | None = None,
     text: Mapping[str, Any] | None = None,
@@ -67,8 +55,7 @@ def documents(
 
     Args:
         data: A data set's name, a folder of .txt, a .txt, a .csv, a .jsonl, or a .npz of counts.
-        column: Which column of a .csv or .jsonl has the texts.
-        groups: Which of its columns say what documents belong to, such as "year".
+        reading: What to read of texts.
         vocabulary: The words to count; by default those of the documents.
         text: How to cut texts into words, as a saved model says it; by default :data:`TEXT`.
 
@@ -76,11 +63,26 @@ def documents(
         ValueError: if there is nothing to read, or if counts are of other words.
     """
     path = Path(data).expanduser()
-    if "." not in data and "/" not in data and not path.exists():
-        return _counted(data, nearest(data, NAMED, "data set")(), vocabulary)
-    if path.suffix == ".npz":
-        return _counted(data, read_corpus(path), vocabulary)
-    return _cut(_texts(path, column, groups), vocabulary, dict(text or TEXT))
+    if path.suffix == ".npz" or ("." not in data and "/" not in data and not path.exists()):
+        corpus = read_corpus(path) if path.suffix == ".npz" else nearest(data, NAMED, "data set")()
+        if vocabulary is not None and tuple(vocabulary) != corpus.vocabulary:
+            raise ValueError(
+                f"'{data}' has counts of {len(corpus.vocabulary)} words, which are not the "
+                f"{len(vocabulary)} of the topics: give texts, or counts of the same words."
+            )
+        return Documents(corpus, {}, _notes(corpus))
+    text = dict(text or TEXT)
+    column, groups, *kept, encoding, errors = reading
+    options = dict(zip(("min_df", "max_df", "max_words"), kept, strict=True))
+    table = path.name.removesuffix(".gz").endswith((".csv", ".jsonl"))
+    if table and column is None:
+        raise ValueError(f"'--column' is missing: say which column of '{path}' has the texts.")
+    with warnings.catch_warnings(record=True) as told:
+        corpus = bag_of_words(
+            path, column=column, groups=groups, vocabulary=vocabulary, encoding=encoding,
+            errors=errors, **text, **({} if vocabulary is not None else options),
+        )  # fmt: skip
+    return Documents(corpus, text, [*(str(w.message) for w in told), *_notes(corpus)])
 
 
 def held_out(corpus: Corpus, share: float, seed: int) -> tuple[Corpus, Corpus | None]:
@@ -99,111 +101,20 @@ def held_out(corpus: Corpus, share: float, seed: int) -> tuple[Corpus, Corpus | 
     return corpus.rows(np.sort(order[num:])), corpus.rows(np.sort(order[:num]))
 
 
-# ---- counts ----
-
-
-def _counted(name: str, corpus: Corpus, vocabulary: Sequence[str] | None) -> Documents:
-    if vocabulary is not None and tuple(vocabulary) != corpus.vocabulary:
-        raise ValueError(
-            f"'{name}' has counts of {len(corpus.vocabulary)} words, which are not the "
-            f"{len(vocabulary)} of the topics: give texts, or counts of the same words."
-        )
-    return Documents(corpus, {}, [_read(corpus)])
-
-
-# ---- texts ----
-
-
-def _texts(path: Path, column: str | None, groups: Sequence[str]) -> _Texts:
-    if not path.exists():
-        raise ValueError(f"'{path}' is not there: check the path.")
-    try:
-        if path.is_dir():
-            files = sorted(path.rglob("*.txt"))
-            if not files:
-                raise ValueError(f"'{path}' has no .txt files: give another folder.")
-            titles = tuple(file.relative_to(path).as_posix() for file in files)
-            return _Texts([file.read_text(encoding="utf-8-sig") for file in files], titles, {})
-        if path.suffix == ".txt":
-            return _Texts([path.read_text(encoding="utf-8-sig")], (path.name,), {})
-        if path.suffix == ".csv":
-            return _column(
-                path, pd.read_csv(path, dtype=str, keep_default_na=False), column, groups
-            )
-        if path.suffix == ".jsonl":
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-            rows = [json.loads(line) for line in lines if line.strip()]
-            return _column(path, pd.DataFrame(rows).fillna(""), column, groups)
-    except (UnicodeDecodeError, json.JSONDecodeError, pd.errors.ParserError, OSError) as error:
-        raise ValueError(
-            f"'{path}' cannot be read ({error}): give texts in UTF-8, whole and unbroken."
-        ) from error
-    raise ValueError(
-        f"'{path}' should be a folder of .txt, a .txt, .csv, .jsonl or .npz: convert it."
-    )
-
-
-def _column(path: Path, table: pd.DataFrame, column: str | None, groups: Sequence[str]) -> _Texts:
-    names = list(map(str, table.columns))
-    if column is None and len(names) == 1:
-        column = names[0]
-    if column is None:
-        raise ValueError(f"'--column' is missing for '{path}': choose from {', '.join(names)}.")
-    for name in (column, *groups):
-        if name not in names:
-            raise ValueError(
-                f"'{path}' has no column '{name}': choose from {', '.join(names)} with --column and "
-                "--groups."
-            )
-    titles = next((name for name in ("title", "id") if name in names and name != column), None)
-    rows = table[titles].astype(str) if titles else (f"row {n}" for n in range(1, len(table) + 1))
-    found = {name: _numbers(table[name]) for name in groups}
-    return _Texts(table[column].astype(str).tolist(), tuple(rows), found)
-
-
-def _numbers(values: pd.Series) -> np.ndarray:
-    """Returns numbers where all are, such as years, or else names."""
-    numbers = pd.to_numeric(values, errors="coerce")
-    return values.astype(str).to_numpy(str) if numbers.isna().any() else numbers.to_numpy()
-
-
-def _cut(read: _Texts, vocabulary: Sequence[str] | None, text: dict[str, Any]) -> Documents:
-    words = CountVectorizer(**text).build_analyzer()
-    each = [Counter(words(document)) for document in read.texts]
-    total = sum(each, Counter())
-    why = "not in the vocabulary"
-    if vocabulary is None:
-        having = Counter(word for document in each for word in document)
-        N = len(each)
-        least, most = (RARE, COMMON * N) if N >= 2 * RARE else (1, N)
-        vocabulary = sorted(word for word, n in having.items() if least <= n <= most)
-        why = f"in fewer than {RARE} documents, or in more than {100 * COMMON:g} % of them"
-    counts = CountVectorizer(vocabulary={w: i for i, w in enumerate(vocabulary)}, **text)
-    if vocabulary:
-        found = csr_array(counts.transform(read.texts))
-    else:
-        found = csr_array((len(each), 0), dtype=np.int64)
-    corpus = Corpus(found, tuple(vocabulary), read.titles, read.groups)
-    known = set(vocabulary)
-    unseen = Counter({word: n for word, n in total.items() if word not in known})
-    return Documents(corpus, text, [_read(corpus), *_left_out(unseen, total.total(), why)])
-
-
-def _read(corpus: Corpus) -> str:
+def _notes(corpus: Corpus) -> list[str]:
     N, V = corpus.counts.shape
-    tokens, words = _number(int(corpus.counts.sum()), "token"), _number(V, "word")
-    return f"read {_number(N, 'document')}: {tokens}, a vocabulary of {words}"
-
-
-def _left_out(unseen: Counter, total: int, why: str) -> list[str]:
-    if not unseen:
-        return []
-    named = ", ".join(word for word, _ in unseen.most_common(5))
-    share = 100 * unseen.total() / total
-    return [
-        f"left out {unseen.total():,} of {_number(total, 'token')} ({share:.1f} %): "
-        f"{_number(len(unseen), 'word')} {why}, such as {named}"
+    n = np.asarray(corpus.counts.sum(1)).ravel()
+    tokens = int(n.sum())
+    found = [
+        f"read {_number(N, 'document')}: {_number(tokens, 'token')}, a vocabulary of "
+        f"{_number(V, 'word')}"
     ]
+    if empty := int((n == 0).sum()):
+        found.append(f"{_number(empty, 'document')} without a word of it, kept as they are")
+    if corpus.unseen is not None and (unseen := int(corpus.unseen.sum())):
+        share = 100 * unseen / (unseen + tokens)
+        found.append(f"{_number(unseen, 'token')} ({share:.1f} %) of words that are not in it")
+    return found
 
 
 def _number(n: int, what: str) -> str:

@@ -15,7 +15,7 @@ import typer
 from torch import Tensor
 
 from pplvm.checkpoint import check_writable
-from pplvm.cli_documents import documents, held_out
+from pplvm.cli_documents import Reading, documents, held_out
 from pplvm.cli_learn import Steps, learn
 from pplvm.report_page import beside
 from pplvm.text import document_halves
@@ -41,6 +41,20 @@ DataOption = Annotated[
 Column = Annotated[
     str | None, typer.Option("--column", help="The column of a .csv or .jsonl that has the texts.")
 ]
+Groups = Annotated[
+    str | None, typer.Option(help='Columns to show topics by, such as "year,party".')
+]
+MinDF = Annotated[int, typer.Option("--min-df", min=1, help="Leave out words of fewer documents.")]
+MaxDF = Annotated[
+    float, typer.Option("--max-df", min=0, max=1, help="Leave out words of more of them: a share.")
+]
+MaxWords = Annotated[
+    int | None, typer.Option("--max-words", min=1, help="Keep so many words, the most frequent.")
+]
+Encoding = Annotated[str, typer.Option("--encoding", help="Of texts.")]
+Errors = Annotated[
+    str, typer.Option("--errors", help='"skip" leaves out texts that are not of it.')
+]
 Folder = Annotated[Path, typer.Argument(help="A folder that `pplvm fit lda --save` wrote.")]
 NumWords = Annotated[int, typer.Option("--num-words", min=1, help="Words of each topic.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -50,9 +64,12 @@ def fit(
     story: Annotated[str, typer.Argument(help="lda or neural-lda.")],
     data: DataOption = "small-corpus",
     column: Column = None,
-    groups: Annotated[
-        str | None, typer.Option(help='Columns to show topics by, such as "year,party".')
-    ] = None,
+    groups: Groups = None,
+    min_df: MinDF = 2,
+    max_df: MaxDF = 0.9,
+    max_words: MaxWords = None,
+    encoding: Encoding = "utf-8",
+    errors: Errors = "strict",
     num_topics: Annotated[int, typer.Option("--topics", min=1, help="How many: K.")] = 20,
     guide: Annotated[
         str | None, typer.Option(help="For SVI; else LDA is learnt in closed form.")
@@ -72,7 +89,8 @@ def fit(
         storage.check_folder(save)
     if report is not None:
         check_writable(report)
-    read = documents(data, column, groups.split(",") if groups else ())
+    columns = groups.split(",") if groups else ()
+    read = documents(data, Reading(column, columns, min_df, max_df, max_words, encoding, errors))
     _say(read.notes)
     corpus = read.corpus
     _check_size(corpus, num_topics)
@@ -107,6 +125,8 @@ def transform(
     folder: Folder,
     data: Annotated[str, typer.Argument(help="New texts: what --data of `pplvm fit lda` takes.")],
     column: Column = None,
+    encoding: Encoding = "utf-8",
+    errors: Errors = "strict",
     out: Annotated[
         Path | None, typer.Option(help="Write the proportions here, a .csv, a document a line.")
     ] = None,
@@ -116,7 +136,8 @@ def transform(
     if out is not None:
         check_writable(out)
     found = storage.load(folder)
-    read = documents(data, column, vocabulary=found.vocabulary, text=found.text)
+    reading = Reading(column, encoding=encoding, errors=errors)
+    read = documents(data, reading, vocabulary=found.vocabulary, text=found.text)
     _say(read.notes)
     empty = (lengths(read.corpus.counts) == 0).nonzero().flatten().tolist()
     theta = found.model.proportions(read.corpus.counts).detach().cpu()  # (N, K)

@@ -35,6 +35,10 @@ def here(tmp_path: Path, monkeypatch) -> Path:
     (tmp_path / "new.txt").write_text("The captain saw the harbour, and a zyzzyx.")
     (tmp_path / "stop.txt").write_text("and the of it 12 3")
     (tmp_path / "odd.txt").write_text("zyzzyx")
+    (tmp_path / "latin").mkdir()
+    (tmp_path / "latin" / "a.txt").write_bytes("ship caf\xe9 ship".encode("latin-1"))
+    (tmp_path / "latin" / "b.txt").write_text("ship sail")
+    (tmp_path / "latin" / "c.txt").write_text("sail sail")
     return tmp_path
 
 
@@ -89,7 +93,7 @@ def test_new_texts_get_proportions_and_unseen_words_are_said(run, here):
     sea = max(range(2), key=lambda k: row["proportions"][k])
     assert "ship" in words_of({"words": dict.fromkeys(top(storage.load("out"), sea))})
     assert row["proportions"][sea] > 0.8
-    assert "zyzzyx" in err
+    assert "2 tokens (50.0 %) of words that are not in it" in err
     code, out, err = run("transform", "out", "odd.txt", "--json")
     assert code == 0
     np.testing.assert_allclose(json.loads(out)["documents"][0]["proportions"], 0.5, atol=1e-6)
@@ -101,6 +105,16 @@ def test_new_texts_get_proportions_and_unseen_words_are_said(run, here):
     assert len(rows) == 31
     assert sum(map(float, rows[7][1:])) == pytest.approx(1, abs=1e-4)
     assert run("transform", "out", "new.txt")[1].startswith("new.txt\n")
+
+
+def test_texts_of_another_encoding_may_be_left_out_or_named(run):
+    words = ("fit", "lda", "--data", "latin", "--topics", "1", "--json", "--max-df", "1")
+    code, out, err = run(*words, "--errors", "skip")
+    assert code == 0, err
+    assert "· left out 1 of 3 documents that are not utf-8: 'a.txt'" in err
+    assert json.loads(out)["num_documents"] == 2
+    code, out, err = run(*words, "--encoding", "latin-1")
+    assert json.loads(out)["num_documents"] == 3
 
 
 def top(found: storage.Saved, k: int) -> list[str]:
@@ -162,7 +176,13 @@ BAD = {
     ),
     "no topics": (("fit", "lda", "--topics", "0"), "--topics"),
     "a share": (("fit", "lda", "--held-out", "1"), "'--held-out' should be from 0 to below 1"),
-    "no words": (("fit", "lda", "--data", "stop.txt", "--topics", "1"), "'--data' leaves no words"),
+    "no words": (
+        ("fit", "lda", "--data", "stop.txt", "--topics", "1"),
+        "relax 'token_pattern', or shorten 'stop_words'",
+    ),
+    "bytes of another encoding": (("fit", "lda", "--data", "latin"), "cannot be decoded"),
+    "rare words": (("fit", "lda", "--data", "texts", "--min-df", "31"), "lower 'min_df'"),
+    "a table without a column": (("fit", "lda", "--data", "table.csv"), "'--column' is missing"),
     "no such column": (("fit", "lda", "--data", "table.csv", "--column", "text"), "'text'"),
     "no such file": (("fit", "lda", "--data", "no/"), "no"),
     "no such data set": (("fit", "lda", "--data", "reuter"), "did you mean 'reuters'"),
