@@ -109,6 +109,11 @@ def test_sparse_rows_become_floating():
         found = as_tensor(x, dtype, torch.device("cpu"))
         assert found.dtype == dtype
         assert found.tolist() == counts().tolist()
+    measured = np.random.default_rng(0).normal(size=(4, 3)) * (np.arange(3) > 0)
+    assert (
+        as_tensor(csr_array(measured), torch.float64, torch.device("cpu")).tolist()
+        == measured.tolist()
+    )
 
 
 def test_too_many_dense_numbers_are_refused(monkeypatch):
