@@ -50,6 +50,9 @@ class Job:
             self.model = entry.model(self.data, size)
             if len(shape) == 2 and self.data[0].ndim == 2:  # the report shows them as images
                 self.model.image_shape = shape
+            words, classes = datasets.words_of(data or entry.data)
+            if words:  # the report shows them as texts
+                self.model.vocabulary, self.model.classes = words, classes
             self.guides = {
                 name: lambda data, build=build: build(data, size)
                 for name, build in entry.guides.items()

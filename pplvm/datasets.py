@@ -31,6 +31,7 @@ __all__ = [
     "sst",
     "state_of_the_union",
     "words",
+    "words_of",
 ]
 
 import os
@@ -149,3 +150,24 @@ def named(name: str) -> tuple[Tensor | csr_array, ...]:
     """
     data = nearest(name, DATASETS, "data set")()
     return data if isinstance(data, tuple) else (data,)
+
+
+def words_of(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Returns the words that numbers stand for in a named data set, and its classes, as texts.
+
+    Either is empty where a data set has none: numbers of words start at 0, as columns do.
+    """
+    make = _TEXTS.get(name)
+    made = None if make is None else make()
+    return tuple(getattr(made, "vocabulary", ())), tuple(getattr(made, "classes", ()))
+
+
+_TEXTS = {
+    "sst": sst,
+    "small-reviews": small_reviews,
+    "reuters": reuters,
+    "state-of-the-union": state_of_the_union,
+    "20-newsgroups": newsgroups20,
+    "small-corpus": small_corpus,
+    "small-topics": lambda: small_topics().corpus,
+}

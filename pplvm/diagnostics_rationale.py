@@ -9,7 +9,7 @@ tell the model what that is to predict.
 Shapes: N sentences, T words, C classes, P particles.
 """
 
-__all__ = ["Rationales", "rationale_summary"]
+__all__ = ["Rationales", "accuracy", "class_log_probs", "num_classes", "rationale_summary"]
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -79,26 +79,25 @@ def rationale_summary(
     check_data((y, x, lengths))
     y, x, lengths = as_tensors((y, x, lengths), model, guide)
     with torch.no_grad():
-        num_classes = _num_classes(model, y, x, lengths)
+        C = num_classes(model, y, x, lengths)
         drawn = traces.look(guide, y, x, lengths)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             z = traces.posterior(model, guide, y, x, lengths, num_particles=num_draws)["z"].value
-        every = [torch.full_like(y, c) for c in range(num_classes)]
-        log_p = [traces.pointwise(model, {"z": z}, y_c, x, lengths)["y"] for y_c in every]
-        log_p = torch.stack(log_p, -1)  # (P, N, C)
+        log_p = class_log_probs(model, z, y, x, lengths)  # (P, N, C)
         predicted = log_p.exp().mean(0)
-        votes = one_hot(log_p.argmax(-1), num_classes).sum(0)  # (N, C)
+        votes = one_hot(log_p.argmax(-1), C).sum(0)  # (N, C)
         accuracy_of_full = None
         if full is not None:
+            every = [torch.full_like(y, c) for c in range(C)]
             whole = [traces.log_joint(full, {}, c, x, lengths, per_datum=True) for c in every]
-            accuracy_of_full = _accuracy(torch.stack(whole, -1), y)
+            accuracy_of_full = accuracy(torch.stack(whole, -1), y)
         inside = torch.arange(x.shape[1], device=x.device) < lengths[:, None]
         selected = _selected(drawn["z"], z) * inside
     return Rationales(
         share=float(selected.sum() / lengths.sum()),
-        accuracy=_accuracy(predicted, y),
-        majority=_accuracy(votes, y),
+        accuracy=accuracy(predicted, y),
+        majority=accuracy(votes, y),
         full=accuracy_of_full,
         selected=selected,
         predicted=predicted,
@@ -107,7 +106,15 @@ def rationale_summary(
     )
 
 
-def _num_classes(model: Callable, *data: Tensor) -> int:
+def class_log_probs(model: Callable, z: Tensor, y: Tensor, x: Tensor, lengths: Tensor) -> Tensor:
+    """Returns log p(y | x, z) of each class, (P, N, C), at rationales z, (P, N, T)."""
+    every = [torch.full_like(y, c) for c in range(num_classes(model, y, x, lengths))]
+    log_p = [traces.pointwise(model, {"z": z}, y_c, x, lengths)["y"] for y_c in every]
+    return torch.stack(log_p, -1)
+
+
+def num_classes(model: Callable, *data: Tensor) -> int:
+    """Returns C, or raises a ``ValueError`` for a story of other sites."""
     sites = traces.look(model, *data)
     kinds = {name: sites[name].kind for name in ("z", "y") if name in sites}
     if kinds != {"z": "latent", "y": "observed"}:
@@ -131,5 +138,6 @@ def _selected(site: Site, z: Tensor) -> Tensor:
         return z.mean(0)
 
 
-def _accuracy(scores: Tensor, y: Tensor) -> float:
+def accuracy(scores: Tensor, y: Tensor) -> float:
+    """Returns the share of data whose highest score, (N, C), is of class y, (N,)."""
     return float((scores.argmax(-1) == y).double().mean())

@@ -24,7 +24,7 @@ from pplvm.batches import as_tensors, check_count, check_data
 from pplvm.contract import bind
 from pplvm.likelihood_states import SoleStates, log_marginal_by_listing
 
-_NEGLIGIBLE = 0.01  # nats; arbitrary
+_NEGLIGIBLE = 0.05  # nats; arbitrary
 
 
 class LogMarginal(NamedTuple):
@@ -44,7 +44,7 @@ def log_marginal(
 
     Where the P draws of a datum's discrete latents are one and the same state, k̂ is NaN and
     ``sole`` is true: their weights say nothing of what the guide never draws. Not so where the
-    model's states can be listed, events of up to P of them, and this one has 99 % of the posterior.
+    model's states can be listed, events of up to P of them, and this one has 95 % of the posterior.
 
     Args:
         model: The model.

@@ -157,6 +157,8 @@ def _khat_curves(ax: Axes, khat: dict[str, np.ndarray], colour: dict[str, str]) 
         label = f"{name}: {bad:.0%} above {MOST_KHAT}"
         if not np.isfinite(k).any():
             label = f"{name}: no tail to fit"
+        if np.isnan(k).any():
+            label += f", {np.isnan(k).mean():.0%} unknown"
         ax.plot(100 * share, np.where(np.isfinite(k), k, np.nan), color=colour[name], label=label)
     ax.axhline(MOST_KHAT, color=RED, ls="--", lw=1)
     ax.set(xlabel=r"% of the data, in order of $\hat k$", ylabel=r"$\hat k$", xlim=(0, 100))

@@ -3,9 +3,9 @@
 Shapes: N sentences, T words, C classes.
 """
 
-__all__ = ["rationales_html"]
+__all__ = ["rationales_html", "review", "spelt", "vocabulary"]
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jinja2
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pplvm.batches import check_count
 from pplvm.diagnostics_rationale import Rationales
+from pplvm.parameters import module_of
 
 
 class Word(NamedTuple):
@@ -82,7 +83,7 @@ def rationales_html(
             f"{tuple(found.selected.shape)}: give True or False for each word."
         )
     shown = range(min(num_data, len(tokens)))
-    reviews = [_review(found, n, tokens[n], classes, telling, scale) for n in shown]
+    reviews = [review(found, n, tokens[n], classes, telling, scale) for n in shown]
     template = jinja2.Environment(
         loader=jinja2.PackageLoader("pplvm", ""),
         autoescape=True,
@@ -99,7 +100,19 @@ def rationales_html(
     )
 
 
-def _review(
+def vocabulary(model: Callable) -> list[str] | None:
+    """Returns the words that a model says its numbers stand for, by its attribute ``vocabulary``."""
+    said = getattr(module_of(model), "vocabulary", ())
+    return list(map(str, said)) or None
+
+
+def spelt(words: Sequence[str] | None, number: int) -> str:
+    """Returns word ``number`` as it is written, as its number where that is not known."""
+    known = words is not None and 0 <= number < len(words)
+    return words[number] if known else f"#{number}"
+
+
+def review(
     found: Rationales,
     n: int,
     tokens: Sequence[str],
@@ -107,6 +120,7 @@ def _review(
     telling: Tensor | None,
     scale: tuple[float, float],
 ) -> Review:
+    """Returns what there is to show of sentence n: see :func:`rationales_html`."""
     length = int(found.lengths[n])
     if len(tokens) != length:
         raise ValueError(

@@ -2,25 +2,27 @@
 
 __all__ = ["write"]
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 
 from pplvm import (
     diagnostics,
     plots,
+    plots_factors,
     plots_graph,
     plots_images,
     plots_mcmc,
     plots_mixtures,
     plots_posteriors,
+    plots_rationales,
     plots_sequences,
     report_facts,
 )
 from pplvm.contract import grouped, site_table
 from pplvm.draws import Draws
 from pplvm.fit import Fit
-from pplvm.report_page import Picture, Section, beside, picture, template
+from pplvm.report_page import Picture, Section, Text, beside, failed, picture, template
 from pplvm.table import Table
 
 
@@ -115,18 +117,30 @@ _COMPONENTS = (
 )
 
 
+_TEXTS = (
+    ("rationales", "Rationales", plots_rationales.rationales),
+    ("factors", "Factors in words", plots_factors.factors),
+)
+
+
 def _sections(table: Table) -> Iterator[Section]:
     yield Section("learning", "Learning", list(_learning(table)))
     chosen, series = plots_posteriors.scalars(table), plots_sequences.sequences(table)
     clusters = plots_mixtures.mixture(table)
+    told = [
+        Section(key, title, [], text)
+        for key, title, find in _TEXTS
+        if (text := _text(find, table)) is not None
+    ]
     numbers = [scalar for scalar in chosen if not plots_posteriors.is_label(table, scalar)]
-    if numbers or (series is None and clusters is None):  # labels have figures of their own
+    if numbers or not (series or clusters or told):  # labels have figures of their own
         pictures = list(_posteriors(table, chosen, numbers))
         yield Section("posteriors", "Posteriors", pictures)
     if series is not None:
         yield Section("sequences", "Sequences", list(_sequences(table, series)))
     if clusters is not None:
         yield Section("components", "Components", list(_components(table, clusters)))
+    yield from told
     found = plots_images.images(table)
     if found is not None:
         draw = picture("Images", _IMAGES, lambda: plots_images.gallery(table, found))
@@ -206,3 +220,12 @@ def _chains(draws: Draws, chosen: list[plots_posteriors.Scalar]) -> Iterator[Pic
             "Pareto k̂ of leaving out each datum. Above 0.7 LOO is not to be trusted there.",
             lambda: plots_mcmc.loo_khat(draws),
         )
+
+
+def _text(find: Callable[[Table], object | None], table: Table) -> Text | None:
+    """Returns what there is to write, if there is anything, and survives what goes wrong."""
+    try:
+        found = find(table)
+    except Exception as error:  # likewise
+        return Text(failure=failed("section", error))
+    return None if found is None else Text(found)

@@ -1,6 +1,6 @@
 """The page that every report is: figures as pictures within, written whole or not at all."""
 
-__all__ = ["Picture", "Section", "beside", "picture", "template"]
+__all__ = ["Picture", "Section", "Text", "beside", "failed", "picture", "template"]
 
 import base64
 import io
@@ -27,12 +27,20 @@ class Picture(NamedTuple):
     failure: str = ""
 
 
+class Text(NamedTuple):
+    """What the macro of texts.html.jinja that is called as its section writes, or what failed."""
+
+    found: object = None
+    failure: str = ""
+
+
 class Section(NamedTuple):
     """A heading and what stands under it."""
 
     key: str
     title: str
     pictures: list[Picture]
+    text: Text | None = None
 
 
 def template(name: str) -> jinja2.Template:
@@ -76,12 +84,15 @@ def picture(title: str, caption: str, draw: Callable[[], Figure]) -> Picture:
             figure = draw()
             figure.savefig(buffer, format="png")
     except Exception as error:  # a report without one figure is better than none
-        reason = (str(error).strip() or "no reason given").splitlines()[0]
-        return Picture(
-            title, caption, failure=f"This figure failed: {type(error).__name__}: {reason}"
-        )
+        return Picture(title, caption, failure=failed("figure", error))
     finally:
         for number in set(plt.get_fignums()) - before:
             plt.close(number)
     png = base64.b64encode(buffer.getvalue()).decode()
     return Picture(title, caption, png, width=round(100 * figure.get_figwidth()))
+
+
+def failed(what: str, error: Exception) -> str:
+    """Returns the sentence that stands in the place of what failed."""
+    reason = (str(error).strip() or "no reason given").splitlines()[0]
+    return f"This {what} failed: {type(error).__name__}: {reason}"
