@@ -113,6 +113,22 @@ def test_a_prior_may_be_given():
         one_sentence(info)
 
 
+def test_frequencies_are_where_it_starts():
+    f = torch.arange(1.0, V + 1)
+    model = DocumentModel(V, K, frequencies=f)
+    torch.testing.assert_close(model.logits(torch.zeros(K)).softmax(-1), f / f.sum())
+    z = torch.ones(K)
+    want = model.words.weight.sum(-1) + f.log() - f.log().mean()
+    torch.testing.assert_close(model.logits(z), want)
+    again = DocumentModel(V, K, frequencies=torch.ones(V))
+    again.load_state_dict(model.state_dict())
+    torch.testing.assert_close(again.logits(z), want)
+    for wrong in (f[1:], f - 1.0, f * torch.nan):
+        with pytest.raises(ValueError, match="'frequencies' should be") as info:
+            DocumentModel(V, K, frequencies=wrong)
+        one_sentence(info)
+
+
 def test_particles_are_as_many_runs():
     model, guide, x = build()
     traces.check_particles(model, guide, x)
