@@ -126,6 +126,7 @@ def muprop(net: Network, x: Tensor) -> Tensor:
     slope = torch.autograd.grad(at_mean.sum(), mu)[0]
     log_lik = net.log_lik(x, z)
     signal = log_lik.detach() - at_mean.detach() - (slope * (z - p)).sum(-1)
+    signal = signal - (signal.sum() - signal) / (len(signal) - 1)
     g = signal[:, None] * (z - p) + slope * p * (1 - p)
     return (net.kl(alpha) - log_lik).mean() - (g * alpha).sum() / len(x)
 

@@ -6,7 +6,8 @@ With :math:`\mu` the mean of a layer, the layers after it at their means too, an
 .. math:: \nabla_\alpha \mathbb{E} f =
     \mathbb{E}\, \big(f(b) - \bar f(b)\big) \nabla_\alpha \log q(b) + f'(\mu)^\top \nabla_\alpha \mu,
 
-unbiased, whatever the layers after it are taken to be in :math:`\bar f`.
+unbiased, whatever the layers after it are taken to be in :math:`\bar f`. What the expansion leaves of
+the signal is centred by its mean over the other draws and data, on which a draw does not depend.
 
 References:
     | MuProp: Unbiased Backpropagation for Stochastic Neural Networks (Gu et al., 2016)
@@ -50,7 +51,8 @@ def muprop(
             slope, through = torch.autograd.grad(at_mean.sum(), (mu, alpha))
         off = layer.value - mu.detach()
         linear = _per_datum(layer, slope * off)  # (P, N)
-        return layer.spread(f_b - at_mean.detach() - linear) * score(layer, layer.value) + through
+        left = f_b - at_mean.detach() - linear
+        return layer.spread(left - _of_others(left)) * score(layer, layer.value) + through
 
     return layerwise(
         gradient, model, guide, *data, num_particles=num_particles, kl_weight=kl_weight
@@ -60,3 +62,8 @@ def muprop(
 def _per_datum(layer: Layer, values: Tensor) -> Tensor:
     """Returns the sum over all numbers of a datum, (P, N)."""
     return layer.gather(values).sum(-1)
+
+
+def _of_others(signal: Tensor) -> Tensor:
+    """Returns the mean over all others, (P, N), for each draw and datum; 0 where there are none."""
+    return (signal.sum() - signal) / max(1, signal.numel() - 1)
