@@ -194,6 +194,17 @@ def test_order_and_new_documents_change_nothing():
     assert torch.allclose(found.word_probs(alone).sum(-1), torch.ones(5))
 
 
+def test_documents_beside_do_not_matter():
+    # Blocks are of documents of about equal length: long and short ones, soon done and late.
+    x, _, _ = made_up(N=200, tokens=30)
+    fit = variational_em(x, 4, num_epochs=5)
+    together = fit.posterior(x)
+    for n in range(0, 200, 20):
+        torch.testing.assert_close(fit.posterior(x[[n]]), together[[n]], rtol=1e-10, atol=1e-10)
+    again = fit.bound(x)
+    assert torch.allclose(fit.bound(x[[7]]), again[[7]], rtol=1e-10)
+
+
 def test_empty_documents_have_the_priors_mean():
     x = csr_array(np.vstack([made_up(N=30)[0].toarray(), np.zeros((2, 40), int)]))
     found = variational_em(x, 3, batch_size=None, learn_alpha=True)

@@ -136,19 +136,37 @@ class _Found(NamedTuple):
 def _e_step(block: Block, words: Tensor, alpha: Tensor, gamma: Tensor, inner: int) -> _Found:
     """Updates q(theta) of the documents of a block, at exp E[log beta] of all words, (V, K)."""
     beta = words[block.words]  # (B, T, K)
-    for i in range(inner + 1):
-        theta = expected_log(gamma).exp()  # (B, K)
-        p = torch.bmm(beta, theta.unsqueeze(-1)).squeeze(-1) + _TINY  # (B, T)
-        ratio = block.counts / p
-        if i == inner:
-            break
-        updated = alpha + theta * torch.bmm(ratio.unsqueeze(1), beta).squeeze(1)
-        done = (updated - gamma).abs().mean(-1).amax() < _CLOSE
-        gamma = updated
-        inner = i + 1 if done else inner
+    gamma = _settled(beta, block.counts, alpha, gamma, inner)
+    theta, p = _expected(beta, gamma)
     prior = dist.Dirichlet(alpha.expand_as(gamma), validate_args=False)
     divergence = kl_divergence(dist.Dirichlet(gamma, validate_args=False), prior)
-    return _Found(gamma, theta, ratio, (block.counts * p.log()).sum(-1) - divergence)
+    bound = (block.counts * p.log()).sum(-1) - divergence
+    return _Found(gamma, theta, block.counts / p, bound)
+
+
+def _settled(beta: Tensor, counts: Tensor, alpha: Tensor, gamma: Tensor, inner: int) -> Tensor:
+    """Updates each document of a block until it is done, whatever the others do."""
+    found = gamma.clone()
+    rows = torch.arange(len(gamma))  # of documents that are still updated
+    moving = torch.ones(len(gamma), dtype=torch.bool)
+    for _ in range(inner):
+        if 4 * moving.sum() < 3 * len(rows):  # a copy costs as much as an update
+            rows, gamma, beta, counts = rows[moving], gamma[moving], beta[moving], counts[moving]
+            moving = moving[moving]
+        if not moving.any():
+            break
+        theta, p = _expected(beta, gamma)
+        updated = alpha + theta * torch.bmm((counts / p).unsqueeze(1), beta).squeeze(1)
+        updated = torch.where(moving.unsqueeze(-1), updated, gamma)
+        moving &= (updated - gamma).abs().mean(-1) >= _CLOSE
+        found[rows] = gamma = updated
+    return found
+
+
+def _expected(beta: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns exp E[log theta], (B, K), and what it expects of words, (B, T)."""
+    theta = expected_log(gamma).exp()
+    return theta, torch.bmm(beta, theta.unsqueeze(-1)).squeeze(-1) + _TINY
 
 
 def _start(counts: csr_array, alpha: Tensor) -> Tensor:
