@@ -141,10 +141,10 @@ def _tomotopy(
 
 
 CONTENDERS: dict[str, Contender] = {
-    "pplvm, online": Contender(_same, partial(_pplvm, batch_size=512), (1, 3, 10)),
+    "pplvm, online": Contender(_same, partial(_pplvm, batch_size=1024), (1, 3, 10, 20)),
     "pplvm, batch": Contender(_same, partial(_pplvm, batch_size=None), (10, 30, 100)),
     "pplvm, online, priors": Contender(
-        _same, partial(_pplvm, batch_size=512, alpha=PRIORS[0], eta=PRIORS[1]), (1, 3, 10)
+        _same, partial(_pplvm, batch_size=1024, alpha=PRIORS[0], eta=PRIORS[1]), (1, 3, 10, 20)
     ),
     "pplvm, batch, priors": Contender(
         _same, partial(_pplvm, batch_size=None, alpha=PRIORS[0], eta=PRIORS[1]), (10, 30, 100)

@@ -86,7 +86,7 @@ def variational_em(
     num_topics: int,
     *,
     alpha: float = 0.1,
-    eta: float = 0.1,
+    eta: float = 0.3,
     learn_alpha: bool = False,
     learn_eta: bool = False,
     num_epochs: int = 20,
@@ -97,7 +97,11 @@ def variational_em(
     seed: int = 0,
     progress: bool | None = None,
 ) -> VariationalEM:
-    r"""Finds topics by closed-form updates, in the default dtype. The defaults are arbitrary.
+    r"""Finds topics by closed-form updates, in the default dtype.
+
+    Of nine pairs of concentrations the default one completes held-out documents best, or within a
+    hundredth of the best, on 20 Newsgroups, Reuters-395 and State of the Union, with 20 or 50 topics.
+    Learned ones raise the ELBO, which need not help prediction. The other defaults are arbitrary.
 
     Time is linear in the number of different words of each document; memory is that of topics and a
     minibatch, and in the batch form of all proportions. Interrupted by Ctrl-C, it returns what it has.
