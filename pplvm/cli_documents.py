@@ -77,7 +77,7 @@ def documents(
     table = path.name.removesuffix(".gz").endswith((".csv", ".jsonl"))
     if table and column is None:
         raise ValueError(f"'--column' is missing: say which column of '{path}' has the texts.")
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True, action="always") as told:
         corpus = bag_of_words(
             path, column=column, groups=groups, vocabulary=vocabulary, encoding=encoding,
             errors=errors, **text, **({} if vocabulary is not None else options),
