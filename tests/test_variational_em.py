@@ -175,7 +175,7 @@ def test_topics_of_lda_are_found(batch_size):
     best = max(
         (
             variational_em(x, 5, eta=0.1, batch_size=batch_size, seed=seed, num_epochs=30)
-            for seed in range(2)
+            for seed in range(4)
         ),
         key=lambda found: found.bound(x).sum(),
     )
