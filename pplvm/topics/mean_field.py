@@ -17,8 +17,10 @@ References:
 Shapes: N documents, V words, K topics; B documents of a block, T words of its longest.
 """
 
-__all__ = ["MeanField", "posterior"]
+__all__ = ["MeanField", "one_thread", "posterior"]
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -57,9 +59,10 @@ def posterior(counts: csr_array, concentration: Tensor, alpha: Tensor) -> tuple[
     words = expected_log(concentration).exp().T.contiguous()  # (V, K)
     gamma = _start(counts, alpha)
     bound = torch.empty_like(gamma[:, 0])
-    for block in blocks(counts, gamma.dtype):
-        found = _e_step(block, words, alpha, gamma[block.rows], _SETTLED)
-        gamma[block.rows], bound[block.rows] = found.gamma, found.bound
+    with one_thread():
+        for block in blocks(counts, gamma.dtype):
+            found = _e_step(block, words, alpha, gamma[block.rows], _SETTLED)
+            gamma[block.rows], bound[block.rows] = found.gamma, found.bound
     return gamma, bound
 
 
@@ -124,6 +127,17 @@ class MeanField:
         prior = dist.Dirichlet(self.eta.expand_as(self.concentration), validate_args=False)
         own = dist.Dirichlet(self.concentration, validate_args=False)
         return kl_divergence(own, prior).sum().item()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Keeps torch to one thread: operations on blocks are so small that several wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class _Found(NamedTuple):

@@ -39,7 +39,7 @@ from tqdm import tqdm
 
 from pplvm.batches import check_count, check_seed, mix
 from pplvm.topics.documents import check_counts, log_coefficients
-from pplvm.topics.mean_field import MeanField, posterior
+from pplvm.topics.mean_field import MeanField, one_thread, posterior
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,13 +148,14 @@ def variational_em(
     history: list[float] = []
     stopped = "all steps taken"
     try:
-        for elbo in tqdm(steps, desc="topics", total=total, disable=quiet):
-            history.append(elbo)
-            if not online and len(history) > 3 and elbo - history[-2] < tolerance:
-                stopped = "tolerance"
-                break
-            if len(history) > 3:  # topics that are still alike say nothing about their priors
-                found.learn(learn_alpha, learn_eta)
+        with one_thread():
+            for elbo in tqdm(steps, desc="topics", total=total, disable=quiet):
+                history.append(elbo)
+                if not online and len(history) > 3 and elbo - history[-2] < tolerance:
+                    stopped = "tolerance"
+                    break
+                if len(history) > 3:  # topics that are still alike say nothing about their priors
+                    found.learn(learn_alpha, learn_eta)
     except KeyboardInterrupt:
         stopped = "interrupted"
     return VariationalEM(
