@@ -289,16 +289,16 @@ ax.set_xlabel("total variation between a topic and the true one")
 plt.show()
 
 # %% [markdown]
-# The closed forms take less than a second and find each topic to within 0.05 to 0.1. Stochastic
-# gradients come close: here the perplexity of their best run is half a nat of nothing away, 29.4 and
-# 30.3 against 29.0 for a tenth of the truth's 28, but their proportions are further off, since a network
-# has to guess them.
+# The closed forms take a second or less, and from most seeds find each topic to within 0.05 to 0.1. At
+# their best, stochastic gradients find the topics as well; their proportions are further off, since a
+# network has to guess them in one pass, and so their perplexity is a little higher: 29.4 and 30.3 where
+# the closed forms have 29.0 and 28.9.
 #
-# The more important thing is in the last column. Two of six seeds of *either closed form* end with a
-# topic that is far from any true one, and so do three or four of the gradients: two true topics were
-# merged in one, and another was split in two. No method here is safe from that, and none gets out once
-# it is in. The bounds tell: the two stuck runs of batch EM end five nats a document below the others. So
-# run from several seeds, and keep the highest bound.
+# The more important thing is in the last column. Two of six seeds end *either closed form* with a topic
+# that is like no true one, and three of six do so to each of the gradients. In both stuck runs of batch
+# EM the true topics 0 and 1 share a single one, and the one to spare was left with some 6 % of the
+# tokens, crumbs of the others. No method here is safe from that. The bound tells: those two runs end more
+# than five nats a document below the others. So start from several seeds, and keep the highest bound.
 
 # %%
 fig, ax = plt.subplots(figsize=(6, 3.2), layout="constrained")
@@ -318,9 +318,8 @@ plt.show()
 
 # %% [markdown]
 # The curves are bounds of different guides, and of minibatches but for batch EM, so small differences
-# say little. Online steps are ahead from the first pass, as topics move four times in it. The gradients
-# need some twenty passes for what the closed forms do in five.
-#
+# say little. Online steps are ahead from the first pass on, as topics move four times in each. The
+# gradients need some twenty passes for what batch EM does in ten.
 # **Chains.** NUTS is asked for the posterior itself, of topics and proportions. The story has no label
 # switching problem for the likelihood, but for us: every draw may number topics in another way, and
 # `pplvm.align` renumbers them. It is dear, so the corpus is tiny: three topics of twelve words.
@@ -445,8 +444,8 @@ for ax, what in zip(axes, ("perplexity", "NPMI of ten words", "diversity"), stri
 plt.show()
 
 # %% [markdown]
-# They disagree. Perplexity falls up to 40 topics and is flat from there to 80; coherence is best at 5 or
-# 10 and falls ever after, and in the kept stories the more so. Why?
+# They disagree. Perplexity falls up to 40 topics and is flat from there to 80; coherence is best at
+# 10 and falls from there, most of all in the kept stories. Why?
 #
 # - **They look at other things.** Perplexity is a sum over all tokens, most of them of frequent words:
 #   many fine topics, of one event each, give a story its words. NPMI looks at ten words of each topic,
@@ -476,9 +475,9 @@ topic_plots.topic_bars(middle.topics, shares, news.vocabulary, order[:5] + order
 
 # %% [markdown]
 # Twenty copies of the topic of the British royals beat every model of the table by far, at a diversity
-# of 0.05. So a coherence without a diversity beside it means nothing, nor does either without the
-# perplexity. At the lower end of the list are topics that tell two stories at once: "letter", "kohl" and
-# "scientologists" beside "castro", and "disney".
+# of 0.05. So a coherence without a diversity beside it means nothing, and neither says how well anything
+# is predicted. At the lower end of the list are topics that tell several stories at once: "kohl",
+# "disney" and "castro" are in one.
 #
 # ## 4. Neural topic models
 #
@@ -527,18 +526,18 @@ axes[0].legend(fontsize=8)
 plt.show()
 
 # %% [markdown]
-# On 316 stories, the Dirichlet and its closed forms predict best, by far: 1507 against 1853 and 2029.
-# In coherence AVI-LDA is ahead, in stories kept and learnt; look at the diversity, though, which is the
-# lowest of the three: it says some things more than once. ProdLDA has hardly a word in two topics, and its
-# topics are specific: "tumour", "gemelli", "appendix". Which is why few of them meet in the stories
-# kept. That product experts are the more coherent ones, as published for larger corpora, cannot be seen
-# here. A network of some 400 000 weights, and as few documents, is not what it was made for.
+# On 316 stories, LDA in closed form predicts best, by far: 1507 against 1853 and 2029. In coherence
+# AVI-LDA is ahead, in stories kept and learnt; but its diversity is the lowest of the three: it says some
+# things more than once. Of ProdLDA's words hardly one is in two topics, and its topics are specific:
+# "tumour", "gemelli", "appendix". Such words are rare, and few of them meet in the stories kept. That
+# product experts are the more coherent ones, as published for larger corpora, cannot be seen here. These
+# are encoders of some 400 000 weights, and a few hundred documents are not what they were made for.
 #
 # No warning was printed in these runs, of 100 passes. After 3 passes, as in a rehearsal with
 # `PPLVM_SHORT`, all twenty topics of both are still nearly uniform, and `summaries.warnings` says so.
 #
-# What the encoder gains is speed at the end. A new document is one pass through the network, without
-# any inner loop:
+# What an encoder gains comes at the end. A new document is one pass through a network, without any
+# inner loop:
 
 # %%
 for name, model in contest.items():
@@ -636,13 +635,14 @@ if speeches is not None:
     plt.show()
 
 # %% [markdown]
-# Nothing in the model knows of time, and yet the topics order themselves by it: treaties with Mexico and
-# Spain, and tariffs and banks, before the middle of the 19th century; federal programs from 1920 to 1950,
-# with production and agriculture; nations, peace and defense with the peak in the 1950s; taxes, health
-# and jobs up to 42 % in the 1990s; and a topic of "tonight", "know" and "americans" that is less a matter
-# than a manner of speaking, on television. Bands are two standard errors over the paragraphs of a decade,
-# taken as independent; they know neither that paragraphs of one speech are alike, nor that proportions
-# are estimates, which part 2 has shown to be more certain of themselves than they should be.
+# Nothing in the model knows of time, and yet the topics order themselves by it: treaties, Mexico and
+# Spain in the 1840s, tariffs and banks in the 1830s; federal programs, production and agriculture up to
+# the 1940s; nations, peace and defense with a peak in the 1950s; taxes, health and jobs, 42 % of the
+# 1990s; and now "tonight", "know" and "americans", less a matter than a manner of speaking.
+#
+# Bands are two standard errors over the paragraphs of a decade, taken as independent. They know neither
+# that paragraphs of one speech are alike, nor that proportions are estimates, which part 2 has shown to
+# be more certain of themselves than they should be.
 
 # %%
 all_of_them = None
