@@ -298,7 +298,8 @@ plt.show()
 # that is like no true one, and three of six do so to each of the gradients. In both stuck runs of batch
 # EM the true topics 0 and 1 share a single one, and the one to spare was left with some 6 % of the
 # tokens, crumbs of the others. No method here is safe from that. The bound tells: those two runs end
-# nearly five nats a document below the others, or more. So start from several seeds, and keep the highest bound.
+# nearly five nats a document below the others, or more. So start from several seeds, and keep the
+# highest bound.
 
 # %%
 fig, ax = plt.subplots(figsize=(6, 3.2), layout="constrained")
@@ -373,16 +374,17 @@ print(f"means differ by {(theta.mean(0) - q.mean).abs().mean():.3f} on average")
 print(f"deviations of the mean field are {narrow:.2f} times those of NUTS")
 
 # %% [markdown]
-# The means agree to 0.06 on average, and the two chains to that too in their topics. The intervals do
-# not: nearly all dots of the right picture are below the line, and the deviations of the mean field are
-# 0.7 times those of the posterior. Closed form or not, a mean field takes topics and proportions for
-# independent, and so finds proportions as if the topics were better known than they are, with twelve
-# documents. Wherever proportions go into a regression as data, that is uncertainty that is missing.
-# And NUTS took half a minute for twelve documents, the mean field a blink: it is a means to check.
+# The means agree to 0.06 on average; the two chains differ by no more in their mean topics. The
+# intervals do not agree: nearly all dots of the right picture are below the line, and
+# the deviations of the mean field are 0.7 times those of the posterior. Closed form or not, a mean
+# field takes topics and proportions for independent, and so finds proportions as if the topics were
+# better known than they are, with twelve documents. Wherever proportions go into a regression as
+# data, that is uncertainty that is missing. And NUTS took half a minute for twelve documents, the
+# mean field a blink: it is a means to check.
 #
 # ## 3. Reuters
 #
-# 395 news stories of 1996 and 1997 with 4258 words, which come with the package `lda`. Every fifth one
+# 395 news stories with 4258 different words, which come with the package `lda`. Every fifth one
 # is kept. We learn 5 to 80 topics in closed form, and ask for
 #
 # - the **perplexity** of the hidden halves of the kept stories;
@@ -527,11 +529,12 @@ plt.show()
 
 # %% [markdown]
 # On 316 stories, LDA in closed form predicts best, by far: 1507 against 1853 and 2029. In coherence
-# AVI-LDA is ahead, in stories kept and learnt; but its diversity is the lowest of the three: it says some
-# things more than once. Of ProdLDA's words hardly one is in two topics, and its topics are specific:
-# "tumour", "gemelli", "appendix". Such words are rare, and few of them meet in the stories kept. That
-# product experts are the more coherent ones, as published for larger corpora, cannot be seen here. These
-# are encoders of some 400 000 weights, and a few hundred documents are not what they were made for.
+# AVI-LDA is ahead, in stories kept and learnt; but its diversity is the lowest of the three: it says
+# some things more than once. Of ProdLDA's words hardly one is in two topics, and its topics are
+# specific: "tumour", "gemelli", "appendix". Such words are rare, and few of them meet in the stories
+# kept. That product experts are the more coherent ones, as published for larger corpora, cannot be
+# seen here. These are encoders of some 400 000 weights, and a few hundred documents are not what they
+# were made for.
 #
 # No warning was printed in these runs, of 100 passes. After 3 passes, as in a rehearsal with
 # `PPLVM_SHORT`, all twenty topics of both are still nearly uniform, and `summaries.warnings` says so.
