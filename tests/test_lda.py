@@ -260,6 +260,7 @@ def test_options_that_cannot_be_are_refused():
 # ---- answers ----
 
 
+@pytest.mark.slow
 def test_cavi_is_at_the_fixed_point_of_blei_et_al():
     x = tokens()
     found = pplvm.cavi(

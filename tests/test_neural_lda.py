@@ -207,6 +207,7 @@ def test_running_averages_are_saved(tmp_path):
     assert not torch.equal(fit.model.norm.mean, torch.zeros(V))
 
 
+@pytest.mark.slow
 def test_compiled_steps_keep_running_averages():
     model, guide, x = build("product")
     fits = [
@@ -278,6 +279,7 @@ FITS = {  # options, learning rates and epochs
 
 
 @pytest.mark.parametrize("name", FITS)
+@pytest.mark.slow
 def test_topics_are_found(name):
     """One corpus and one seed: no false alarm. Those of a product are no mixture's: told by NPMI."""
     torch.set_default_dtype(torch.float32)

@@ -137,7 +137,7 @@ def test_tables_of_texts_are_read(run, data):
     "story",
     [
         ("lda", "--guide", "amortised-dirichlet"),
-        ("lda", "--guide", "logistic-normal"),
+        pytest.param(("lda", "--guide", "logistic-normal"), marks=pytest.mark.slow),
         ("neural-lda",),
     ],
 )

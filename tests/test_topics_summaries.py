@@ -152,7 +152,7 @@ def test_the_map_of_the_same_topics_is_a_point():
     assert np.abs(plots.positions(known().topics[[0, 0, 0]])).max() < 1e-6
 
 
-@pytest.mark.parametrize("K", [1, 2, 20, 50])
+@pytest.mark.parametrize("K", [1, 2, 20, pytest.param(50, marks=pytest.mark.slow)])
 def test_figures_are_of_all_topics(K):
     topics = torch.from_numpy(np.random.default_rng(0).dirichlet(np.full(12, 0.3), K))
     shares = torch.full((12,), 1 / 12)
