@@ -27,7 +27,7 @@ tutorials: .venv/installed-tutorials
 			|| exit 1; done
 
 bench: .venv/installed-bench
-	for file in check_peers svi nuts chains start memory hmm growth em jsb discrete vae; do \
+	for file in check_peers svi nuts chains start memory hmm growth em jsb discrete vae topics; do \
 		$(BIN)/python benchmarks/$$file.py || exit 1; done
 
 bench-quick: .venv/installed-bench
