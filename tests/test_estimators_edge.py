@@ -11,6 +11,7 @@ from zoo import bernoulli
 
 import pplvm
 from pplvm.objectives import NVIL, REBAR, arm, disarm, muprop, score_function, vimco
+from pplvm.objectives.muprop import _of_others
 from pplvm.traces import dependencies
 
 MU = torch.tensor([0.5, -0.3, 1.2])
@@ -208,3 +209,11 @@ def test_objectives_inside_functions_are_refused():
         pplvm.gradient_report(model, guide, X, objectives=disarm)
     with pytest.raises(ValueError, match="'objectives' should hold"):
         pplvm.gradient_report(model, guide, X, objectives=[NVIL])
+
+
+def test_muprop_centres_by_the_others_and_never_by_a_draw_itself():
+    """With thousands of draws the tests of the mean gradient cannot tell: one in N is too little."""
+    signal = torch.tensor([[1.0, 2.0], [6.0, -3.0]])
+    expected = torch.tensor([[5 / 3, 4 / 3], [0.0, 3.0]])
+    assert torch.allclose(_of_others(signal), expected)
+    assert _of_others(torch.tensor([[7.0]])).item() == 0.0
