@@ -190,6 +190,13 @@ class Run:
             for name, b in module.named_buffers()
         }
 
+    def _learnt(self) -> dict[str, Tensor]:
+        """Returns what model and guide came to be: their parameters, and averages such as those of
+        batch normalisation, without which the parameters are others' in evaluation.
+        """
+        own = {n: b for n, b in self._buffers().items() if not n.startswith("objective.")}
+        return self.parameters | own
+
     def estimate(self, *batch: Tensor, weight: float | Tensor | None = None) -> Estimate:
         """Returns the objective's estimate on one batch, the divergence weighted if so asked."""
         # Held-out data of a story without a data plate are a datum, and no part of another.
@@ -202,7 +209,7 @@ class Run:
         return self.objective(model, guide, *batch, kl_weight=weight)
 
     def validate(self, batches: Batches) -> float:
-        """Returns the mean bound of held-out data and keeps the parameters if it is the best."""
+        """Returns the mean bound of held-out data and keeps what made it if it is the best."""
         total = 0.0
         with self._evaluating(batches.seed):
             for batch in batches.epoch(0):
@@ -211,7 +218,7 @@ class Run:
         bound = total / batches.size
         past = [value for value in self.history.validation if math.isfinite(value)]
         if math.isfinite(bound) and (not past or bound > max(past)):
-            self.best = {name: p.detach().clone() for name, p in self.parameters.items()}
+            self.best = {name: value.detach().clone() for name, value in self._learnt().items()}
             self.best_step = self.step_count
         self.history.validated_at.append(self.step_count)
         self.history.validation.append(bound)
@@ -222,9 +229,9 @@ class Run:
         return sum(at > self.best_step for at in self.history.validated_at)
 
     def restore_best(self) -> None:
-        """Puts back the parameters that did best in validation, if there was any."""
+        """Puts back the parameters and buffers that did best in validation, if there was any."""
         if self.best is not None:
-            copy_into(self.parameters, self.best)
+            copy_into(self._learnt(), self.best)
 
     def evaluation_mode(self) -> None:
         """Tells modules, such as dropout, that training is over."""

@@ -31,7 +31,9 @@ import pplvm
 from pplvm.batches import Batches
 from pplvm.datasets import digits
 from pplvm.guides.factor_analysis import LinearGaussian, MeanField
+from pplvm.guides.neural_lda import NeuralLDAGuide
 from pplvm.models.factor_analysis import FactorAnalysis
+from pplvm.models.neural_lda import NeuralLDA
 from pplvm.objectives import elbo, iwae, reweighted_wake_sleep, wake_sleep
 from pplvm.training import Run
 from pplvm.types import Estimate
@@ -463,6 +465,23 @@ def test_the_best_weights_of_validation_are_kept():
     # Validation draws of its own: without it, the same steps lead to the same weights.
     short = pplvm.fit(*case["args"], num_steps=fit.run.best_step, lr=0.1)
     assert same(learned(fit), learned(short))
+
+
+def test_the_averages_of_batch_normalisation_are_kept_with_the_best_weights(tmp_path):
+    """Held-out data have their best bound again, here and from the file."""
+    x = torch.randint(0, 4, (20, 10)).double()
+    model, guide = NeuralLDA(10, 3), NeuralLDAGuide(10, 3, (8,))
+    fit = pplvm.fit(
+        model, guide, x[:10], validation=(x[10:],), validate_every=1, num_steps=100, lr=0.05,
+        compile="off",
+    )  # fmt: skip
+    assert 3 < fit.run.best_step < 97
+    fit.save(tmp_path / "f")
+    for found in (fit, pplvm.load(tmp_path / "f", model, guide, x[:10])):
+        held_out = Batches((x[10:],), None, 0, lambda data: data)
+        with found.run.scope():
+            again = found.run.validate(held_out)
+        assert again == pytest.approx(max(fit.history.validation), rel=1e-12)
 
 
 def test_patience_ends_the_fit():
