@@ -77,6 +77,10 @@ class LDA(nn.Module):
             eta = self.log_eta.exp().expand(self.num_words)
             return pyro.sample("beta", dist.Dirichlet(eta))
 
+    def mean_proportions(self) -> Tensor:
+        """Returns the mean proportions before any word is seen, (K,)."""
+        return self.log_alpha.softmax(-1)
+
     def check_data(self, x: Tensor) -> None:
         """Raises a ``ValueError`` unless x is of shape (N, V) and of counts."""
         check_counts(x, self.num_words)

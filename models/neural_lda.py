@@ -124,6 +124,10 @@ class NeuralLDA(nn.Module):
         one = torch.eye(len(self.scale)).to(self.scale)
         return self.word_probs(one.softmax(-1) if self.likelihood == "linear" else one)
 
+    def mean_proportions(self) -> Tensor:
+        """Returns the mean proportions before any word is seen, (K,): alike, as topics are then."""
+        return torch.full_like(self.scale, 1 / len(self.scale))
+
     def check_data(self, x: Tensor) -> None:
         """Raises a ``ValueError`` unless x is of shape (N, V) and of counts."""
         check_counts(x, self.num_words)

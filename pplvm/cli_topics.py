@@ -22,8 +22,6 @@ from pplvm.text import document_halves
 from pplvm.text.corpus import Corpus
 from pplvm.topics import report as topics_report
 from pplvm.topics import storage
-from pplvm.topics.fitted import FittedTopics
-from pplvm.topics.modules import prior_mean
 from pplvm.topics.overview import Overview, overview
 from pplvm.topics.perplexity import completion_perplexity
 from pplvm.topics.summaries import lengths
@@ -141,8 +139,6 @@ def transform(
     _say(read.notes)
     empty = (lengths(read.corpus.counts) == 0).nonzero().flatten().tolist()
     theta = found.model.proportions(read.corpus.counts).detach().cpu()  # (N, K)
-    if isinstance(found.model, FittedTopics):  # a network makes something even of nothing
-        theta[empty] = prior_mean(found.model.fit.model)
     titles = read.corpus.titles
     if empty:
         named = ", ".join(f"'{titles[d]}'" for d in empty[:3])

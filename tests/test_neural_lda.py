@@ -15,8 +15,10 @@ from zoo_topics import corpus, matched, matched_total_variation
 
 import pplvm
 from pplvm import traces
+from pplvm.guides.lda import LDAGuide
 from pplvm.guides.neural_lda import NeuralLDAGuide
 from pplvm.models.bags import BatchNorm
+from pplvm.models.lda import LDA
 from pplvm.models.neural_lda import LIKELIHOODS, NeuralLDA
 from pplvm.objectives import elbo, iwae
 from pplvm.topics import FittedTopics
@@ -185,6 +187,22 @@ def test_trained_documents_are_alone(likelihood):
     torch.testing.assert_close(found.word_probs(whole), found.word_probs(whole))
     probs = torch.cat([found.word_probs(row[None]) for row in whole])
     torch.testing.assert_close(found.word_probs(whole), probs)
+
+
+def test_documents_without_words_have_the_proportions_of_the_prior():
+    x = torch.randint(0, 3, (N, V)).double()
+    x[[1, 4]] = 0
+    lda = LDA(V, K, alpha=0.5, learn_alpha=True)
+    for model, guide in (
+        (NeuralLDA(V, K), NeuralLDAGuide(V, K, (8,))),
+        (lda, LDAGuide(V, K, (8,))),
+    ):
+        fit = pplvm.fit(model, guide, x, num_steps=20, lr=0.1)
+        theta = FittedTopics(fit, batch_size=3).proportions(csr_array(x.numpy()))
+        alpha = fit.model.log_alpha.exp().detach() if model is lda else torch.ones(K)
+        torch.testing.assert_close(theta[[1, 4]], (alpha / alpha.sum()).expand(2, K))
+        torch.testing.assert_close(theta[0], fit.guide.proportions(x)[0].detach())
+        assert not torch.allclose(fit.guide.proportions(x)[1], theta[1], atol=1e-3)
 
 
 def test_dropout_leaves_topics_out_in_training_alone():

@@ -21,8 +21,8 @@ from pplvm.parameters import module_of
 class FittedTopics:
     """A :class:`~pplvm.topics.TopicModel` of a fit.
 
-    Its guide has ``proportions``, its model or its guide ``topics``, as those of ``models.lda`` and
-    ``models.neural_lda`` have. Counts are made dense by the minibatch.
+    Its guide has ``proportions``, its model ``mean_proportions``, and one of them ``topics``, as those
+    of ``models.lda`` and ``models.neural_lda`` have. Counts are made dense by the minibatch.
 
     Args:
         fit: The fit, of counts or of tokens.
@@ -37,7 +37,10 @@ class FittedTopics:
 
     def __post_init__(self) -> None:
         """Checks that the fit is of a topic model."""
-        if not hasattr(self._guide, "proportions") or not hasattr(self._source, "topics"):
+        asked = (
+            (self._guide, "proportions"), (self._model, "mean_proportions"), (self._source, "topics"),
+        )  # fmt: skip
+        if not all(hasattr(program, name) for program, name in asked):
             raise ValueError(
                 f"'fit' is of {type(self._model).__name__} and {type(self._guide).__name__}, which are "
                 "asked for no topics: give a fit of models.lda or models.neural_lda."
@@ -50,7 +53,10 @@ class FittedTopics:
             return self._source.topics().cpu()
 
     def proportions(self, counts: csr_array) -> Tensor:
-        """Returns the mean proportions given the words of documents (N, V), new ones too: (N, K)."""
+        """Returns the mean proportions given the words of documents (N, V), new ones too: (N, K).
+
+        Without a word they are those of the prior; a network would make something even of nothing.
+        """
         counts, rows = csr_array(counts), []
         p = next(self._guide.parameters())
         with torch.no_grad():
@@ -58,7 +64,9 @@ class FittedTopics:
                 dense = counts[start : start + self.batch_size].toarray()  # (B, V)
                 x = torch.as_tensor(dense.astype(np.float64)).to(p)
                 self._guide.check_data(x)
-                rows.append(self._guide.proportions(x).cpu())
+                theta = self._guide.proportions(x)  # (B, K)
+                empty = (x == 0).all(-1, keepdim=True)
+                rows.append(torch.where(empty, self._model.mean_proportions(), theta).cpu())
         return torch.cat(rows) if rows else self.topics.new_empty(0, len(self.topics))
 
     def word_probs(self, theta: Tensor) -> Tensor:

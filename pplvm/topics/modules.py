@@ -3,12 +3,11 @@
 What a module is built of is read off its parameters, so that no pickle is needed to build it again.
 """
 
-__all__ = ["MODULES", "Learnt", "packed", "prior_mean", "unpacked"]
+__all__ = ["MODULES", "Learnt", "packed", "unpacked"]
 
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pplvm.guides.lda import LDAGuide, LDALogisticNormal
 from pplvm.guides.neural_lda import NeuralLDAGuide
@@ -66,13 +65,3 @@ def _options(module: nn.Module) -> dict[str, Any]:
 
 def _widths(encoder: Encoder) -> list[int]:
     return [part.out_features for part in encoder.modules() if isinstance(part, nn.Linear)]
-
-
-def prior_mean(model: LDA | NeuralLDA) -> Tensor:
-    """Returns the mean proportions before any word is seen, (K,).
-
-    Those of the Gaussian are all the same, as its K coordinates may be exchanged.
-    """
-    if isinstance(model, LDA):
-        return model.log_alpha.detach().cpu().softmax(-1)
-    return torch.full_like(model.scale, 1 / len(model.scale)).cpu()
