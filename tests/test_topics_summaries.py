@@ -181,3 +181,14 @@ def test_many_groups_by_name_are_cut_and_numbers_are_a_line():
     timely = summaries.prevalence_by(theta, n, np.arange(60))
     figure = plots.group_prevalence(timely, ["sea"] * 3, range(3), "year")
     np.testing.assert_allclose(figure.axes[1].lines[0].get_ydata(), 100 * theta[:, 1])
+
+
+@pytest.mark.parametrize("group", [np.arange(60) % 9, np.array(["left", "right"] * 30)])
+def test_panels_of_groups_do_not_cover_each_other(group):
+    theta = torch.from_numpy(np.random.default_rng(0).dirichlet(np.ones(12), 60))
+    found = summaries.prevalence_by(theta, torch.full((60,), 5.0), group)
+    figure = plots.group_prevalence(found, ["some long words"] * 12, range(12), "side")
+    figure.draw_without_rendering()
+    boxes = [ax.get_tightbbox() for ax in figure.axes if ax.axison]
+    assert len(boxes) == 12
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])

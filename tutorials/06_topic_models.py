@@ -652,7 +652,6 @@ if speeches is not None:
 all_of_them = None
 if speeches is not None:
     all_of_them = topic_plots.group_prevalence(over_time, names, list(range(20)), "decade")
-    all_of_them.set_layout_engine("constrained")
 all_of_them
 
 # %% [markdown]

@@ -100,7 +100,7 @@ def topic_map(topics: Tensor, prevalence: Tensor, words: Sequence[str]) -> Figur
         words: What to write at each topic, where there is room.
     """
     places, share = positions(topics), prevalence.numpy()
-    figure = Figure(figsize=(WIDTH, 6.2))
+    figure = Figure(figsize=(WIDTH, 6.2), layout="constrained")
     ax = figure.subplots()
     ax.axhline(0, color="#dddddd", lw=0.8, zorder=0)
     ax.axvline(0, color="#dddddd", lw=0.8, zorder=0)
@@ -139,7 +139,7 @@ def _keep_if_free(text: Text, ax: Axes, taken: list) -> None:
 def prevalence_bars(prevalence: Tensor, words: Sequence[str], order: Sequence[int]) -> Figure:
     """Draws the share of all tokens that each topic has, with some of its words."""
     share = 100 * prevalence[list(order)].numpy()
-    figure = Figure(figsize=(WIDTH, 0.5 + 0.2 * len(order)))
+    figure = Figure(figsize=(WIDTH, 0.5 + 0.2 * len(order)), layout="constrained")
     ax, rows = figure.subplots(), range(len(order))
     ax.barh(rows, share, height=0.75, color=BLUE)
     for row, value in zip(rows, share, strict=True):
@@ -171,7 +171,7 @@ def group_prevalence(
         kept = np.sort(found.tokens.argsort(descending=True)[:MOST_GROUPS].numpy())
     rows = -(-len(order) // COLUMNS)
     height = 1.35 if timely else 0.55 + 0.17 * len(kept)
-    figure = Figure(figsize=(WIDTH, rows * height + 0.3))
+    figure = Figure(figsize=(WIDTH, rows * height + 0.3), layout="constrained")
     axes = figure.subplots(rows, COLUMNS, squeeze=False, sharex=timely, sharey=not timely)
     for ax in axes.flat[len(order) :]:
         ax.axis("off")
@@ -227,7 +227,7 @@ def document_strip(
     below.sort(key=lambda row: list(order).index(int(theta[row].argmax())))
     rows = above + below
     shares = theta[rows][:, list(order)].numpy()
-    figure = Figure(figsize=(WIDTH, 0.7 + 0.155 * len(rows)))
+    figure = Figure(figsize=(WIDTH, 0.7 + 0.155 * len(rows)), layout="constrained")
     ax = figure.subplots()
     image = ax.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="none")
     ax.set(yticks=range(len(rows)), yticklabels=[shortened(titles[row], 56) for row in rows])
