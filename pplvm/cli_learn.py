@@ -1,4 +1,4 @@
-"""How the command line learns topics: LDA in closed form, or a story and a guide by SVI."""
+"""How the command line learns topics: LDA in closed form, or a story and a guide by gradients."""
 
 __all__ = ["learn"]
 
@@ -10,6 +10,7 @@ from scipy.sparse import csr_array
 import pplvm
 from pplvm.catalog import STORIES
 from pplvm.naming import nearest
+from pplvm.study import OBJECTIVES
 from pplvm.topics.fitted import FittedTopics
 from pplvm.topics.modules import MODULES
 from pplvm.topics.types import TopicModel
@@ -19,11 +20,13 @@ MANY = 5000  # documents; of more of them, LDA is learnt online. Arbitrary.
 
 
 class Steps(NamedTuple):
-    """What is asked of SVI; None is the catalog's default."""
+    """What is asked of learning by gradients; None is the default, the catalog's if it has one."""
 
     num_steps: int | None
     batch_size: int | None
     lr: float | None
+    objective: str | None
+    device: str | None
 
 
 def learn(
@@ -32,19 +35,21 @@ def learn(
     """Returns topics of documents (N, V), and what made them.
 
     Raises:
-        ValueError: if there is no such guide, or if steps are asked for where none are made.
+        ValueError: if there is no such guide or objective, or if steps are asked for and none are made.
     """
     if story == "lda" and guide is None:
-        asked = [name for name in ("num_steps", "lr") if getattr(steps, name) is not None]
+        asked = [k for k, v in steps._asdict().items() if v is not None and k != "batch_size"]
         if asked:
             option = "--" + asked[0].replace("_", "-")
             raise ValueError(
-                f"'{option}' is of SVI, but LDA is learnt in closed form: name a --guide, or leave it."
+                f"'{option}' is of learning by gradients, but LDA is learnt in closed form: name a "
+                "--guide, or leave it."
             )
         return _closed_form(counts, num_topics, steps.batch_size, seed)
     entry = STORIES[story]
     name = guide or next(iter(entry.guides))
     build = nearest(name, entry.guides, "guide")
+    objective = nearest(steps.objective or "svi", OBJECTIVES, "objective")
     x, N = counts, counts.shape[0]  # which the fit makes dense by the minibatch
     torch.manual_seed(seed)
     program = build((x,), num_topics)
@@ -57,6 +62,7 @@ def learn(
         entry.model((x,), num_topics), program, x, seed=seed,
         num_steps=steps.num_steps or entry.num_steps, lr=steps.lr or entry.lr,
         batch_size=steps.batch_size or min(entry.batch_size or N, N),
+        objective=objective, device=steps.device or "auto",
     )  # fmt: skip
     made = {key: value for key, value in fit.settings.items() if key != "objective"}
     return FittedTopics(fit), {"guide": name, **made}

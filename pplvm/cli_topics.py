@@ -68,14 +68,22 @@ def fit(
     max_words: MaxWords = None,
     encoding: Encoding = "utf-8",
     errors: Errors = "strict",
-    num_topics: Annotated[int, typer.Option("--topics", min=1, help="How many: K.")] = 20,
+    num_topics: Annotated[
+        int, typer.Option("--topics", "--latent-dim", min=1, help="How many: K.")
+    ] = 20,
     guide: Annotated[
-        str | None, typer.Option(help="For SVI; else LDA is learnt in closed form.")
+        str | None, typer.Option(help="For gradients; else LDA is learnt in closed form.")
     ] = None,
     share: Annotated[float, typer.Option("--held-out", help="Of documents, for perplexity.")] = 0.1,
-    num_steps: Annotated[int | None, typer.Option(min=1, help="Gradient steps of SVI.")] = None,
+    objective: Annotated[
+        str | None, typer.Option(help="One of those in `pplvm list`; by default svi.")
+    ] = None,
+    num_steps: Annotated[int | None, typer.Option(min=1, help="Gradient steps.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Documents of a minibatch.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate of SVI.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Of gradients: auto, cpu or cuda; by default auto.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     save: Annotated[Path | None, typer.Option(help="Write the topics to this folder.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write an HTML report here.")] = None,
@@ -93,9 +101,9 @@ def fit(
     corpus = read.corpus
     _check_size(corpus, num_topics)
     learnt, kept = held_out(corpus, share, seed)
-    how = "in closed form" if story == "lda" and guide is None else "by SVI"
+    how = "in closed form" if story == "lda" and guide is None else "by gradients"
     _say([f"learning {num_topics} topics of {len(learnt):,} documents {how}"])
-    steps = Steps(num_steps, batch_size, lr)
+    steps = Steps(num_steps, batch_size, lr, objective, device)
     model, settings = learn(story, learnt.counts, num_topics, guide=guide, steps=steps, seed=seed)
     facts = overview(model, corpus)
     if kept is not None:
