@@ -71,6 +71,8 @@ def documents(
                 f"{len(vocabulary)} of the topics: give texts, or counts of the same words."
             )
         return Documents(corpus, {}, _notes(corpus))
+    if not path.exists():
+        raise ValueError(f"'{data}' is not there: check the path.")
     text = dict(text or TEXT)
     column, groups, *kept, encoding, errors = reading
     options = dict(zip(("min_df", "max_df", "max_words"), kept, strict=True))
@@ -110,7 +112,7 @@ def _notes(corpus: Corpus) -> list[str]:
         f"{_number(V, 'word')}"
     ]
     if empty := int((n == 0).sum()):
-        found.append(f"{_number(empty, 'document')} without a word of it, kept as they are")
+        found.append(f"{_number(empty, 'document')} without a word of it, kept all the same")
     if corpus.unseen is not None and (unseen := int(corpus.unseen.sum())):
         share = 100 * unseen / (unseen + tokens)
         found.append(f"{_number(unseen, 'token')} ({share:.1f} %) of words that are not in it")

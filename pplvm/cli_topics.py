@@ -32,8 +32,8 @@ DataOption = Annotated[
     str,
     typer.Option(
         "--data",
-        help="A data set's name; a folder of .txt; a .txt, .csv or .jsonl with a text a line; or a "
-        ".npz of counts.",
+        help="A data set's name; a folder of .txt, or one .txt, each a document; a .csv or .jsonl with "
+        "a text a line; or a .npz of counts.",
     ),
 ]
 Column = Annotated[
@@ -99,8 +99,8 @@ def fit(
     read = documents(data, Reading(column, columns, min_df, max_df, max_words, encoding, errors))
     _say(read.notes)
     corpus = read.corpus
-    _check_size(corpus, num_topics)
     learnt, kept = held_out(corpus, share, seed)
+    _check_size(learnt, num_topics)
     how = "in closed form" if story == "lda" and guide is None else "by gradients"
     _say([f"learning {num_topics} topics of {len(learnt):,} documents {how}"])
     steps = Steps(num_steps, batch_size, lr, objective, device)
@@ -170,11 +170,12 @@ def transform(
 
 def _check_size(corpus: Corpus, num_topics: int) -> None:
     N, V = corpus.counts.shape
-    if V == 0 or corpus.counts.nnz == 0:
+    if V == 0 or not corpus.counts.data.any():
         raise ValueError("'--data' leaves no words: give other texts, or keep more of their words.")
     if num_topics > N:
         raise ValueError(
-            f"'--topics' is {num_topics}, but there are {N} documents: ask for fewer topics."
+            f"'--topics' is {num_topics}, but there are {N} documents to learn from: ask for fewer "
+            "topics."
         )
 
 

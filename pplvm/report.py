@@ -88,7 +88,8 @@ _OVERLAYS = (
     "Marginal posteriors, by kernel density estimates of draws, or shares of them where a latent is "
     "discrete; black is exact, shaded the "
     "reference. Guides that minimise KL(q\u00a0‖\u00a0p) tend to be too narrow; wake-sleep tends to "
-    "be too wide."
+    "be too wide. Topics, states or components of a mixture have the numbers that each answer gave "
+    "them, which need not be those of another."
 )
 _FOREST = "Points are means; thick lines hold 50 %, thin lines 94 % of the draws."
 _IMAGES = (

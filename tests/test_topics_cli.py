@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pplvm import cli
+from pplvm.datasets import small_corpus
 from pplvm.topics import storage
 
 SEA = ["ship", "sail", "port", "sea", "storm", "captain", "harbour", "wave"]
@@ -39,7 +40,20 @@ def here(tmp_path: Path, monkeypatch) -> Path:
     (tmp_path / "latin" / "a.txt").write_bytes("ship caf\xe9 ship".encode("latin-1"))
     (tmp_path / "latin" / "b.txt").write_text("ship sail")
     (tmp_path / "latin" / "c.txt").write_text("sail sail")
+    write_counts(tmp_path)
     return tmp_path
+
+
+def write_counts(folder: Path) -> None:
+    """Writes counts that are none, as .npz."""
+    small_corpus().save(folder / "whole.npz")
+    (folder / "cut.npz").write_bytes((folder / "whole.npz").read_bytes()[:-1000])
+    parts = dict(np.load(folder / "whole.npz"))
+    for name, wrong in {"negative": -1.0, "half": 0.5, "nan": np.nan}.items():
+        counts = parts["data"].astype(float)
+        counts[7] = wrong
+        np.savez(folder / f"{name}.npz", **{**parts, "data": counts})
+    np.savez(folder / "nothing.npz", **{**parts, "data": np.zeros_like(parts["data"])})
 
 
 @pytest.fixture
@@ -171,8 +185,8 @@ def test_topics_are_learnt_by_gradients_and_kept(run, story):
 
 BAD = {
     "more topics than documents": (
-        ("fit", "lda", "--data", "texts", "--topics", "31"),
-        "'--topics' is 31, but there are 30 documents",
+        ("fit", "lda", "--data", "texts", "--topics", "28"),
+        "'--topics' is 28, but there are 27 documents to learn from",
     ),
     "no topics": (("fit", "lda", "--topics", "0"), "--topics"),
     "a share": (("fit", "lda", "--held-out", "1"), "'--held-out' should be from 0 to below 1"),
@@ -184,7 +198,13 @@ BAD = {
     "rare words": (("fit", "lda", "--data", "texts", "--min-df", "31"), "lower 'min_df'"),
     "a table without a column": (("fit", "lda", "--data", "table.csv"), "'--column' is missing"),
     "no such column": (("fit", "lda", "--data", "table.csv", "--column", "text"), "'text'"),
-    "no such file": (("fit", "lda", "--data", "no/"), "no"),
+    "no such file": (("fit", "lda", "--data", "no/"), "'no/' is not there: check the path."),
+    "no such counts": (("fit", "lda", "--data", "no.npz"), "'no.npz' is not a file"),
+    "counts cut short": (("fit", "lda", "--data", "cut.npz"), "'cut.npz' cannot be read"),
+    "counts below 0": (("fit", "lda", "--data", "negative.npz"), "has negative counts"),
+    "shares for counts": (("fit", "lda", "--data", "half.npz"), "counts that are not whole"),
+    "counts of NaN": (("fit", "lda", "--data", "nan.npz"), "counts that are NaN or infinite"),
+    "documents without words": (("fit", "lda", "--data", "nothing.npz"), "leaves no words"),
     "no such data set": (("fit", "lda", "--data", "reuter"), "did you mean 'reuters'"),
     "no such guide": (("fit", "lda", "--guide", "mean"), "guide"),
     "a guide for these documents alone": (
@@ -218,3 +238,16 @@ def test_bad_input_is_one_line_and_exit_code_2(run, case):
     assert expected in err
     assert out == ""
     assert len([line for line in err.splitlines() if line.startswith("pplvm:")]) == 1
+
+
+def test_a_failure_leaves_what_was_saved_before(run, here):
+    words = ("fit", "lda", "--topics", "2", "--save", "out")
+    assert run(*words, "--data", "texts")[0] == 0
+    before = {file.name: file.read_bytes() for file in (here / "out").iterdir()}
+    assert run(*words, "--data", "negative.npz")[0] == 2
+    assert {file.name: file.read_bytes() for file in (here / "out").iterdir()} == before
+    code, _, err = run("transform", "out", "whole.npz")
+    assert (code, "which are not the 16 of the topics" in err) == (2, True)
+    (here / "out" / "weights.safetensors").write_bytes(before["weights.safetensors"][:99])
+    code, _, err = run("transform", "out", "new.txt")
+    assert (code, "weights.safetensors' is truncated" in err) == (2, True)
