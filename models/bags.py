@@ -1,11 +1,11 @@
 r"""What stories and guides of documents have in common: counts that are none, and a network for them.
 
-Batch normalisation is over data, within each particle, and is learned no scale,
+Batch normalisation is over data, within each particle,
 
-.. math:: \hat a_{nd} = \frac{a_{nd} - m_d}{\sqrt{v_d + \epsilon}} + b_d,
+.. math:: \hat a_{nd} = c_d \frac{a_{nd} - m_d}{\sqrt{v_d + \epsilon}} + b_d,
 
 with the mean and variance of the minibatch in training and running averages of both afterwards, when
-a document is encoded as if it were alone.
+a document is encoded as if it were alone. Its scales c are learned or 1.
 
 References:
     | Batch normalization (Ioffe & Szegedy, 2015)
@@ -27,11 +27,14 @@ class BatchNorm(nn.Module):
     Args:
         num_features: D.
         momentum: The weight of a minibatch in the running averages.
+        scaled: Whether to learn c.
     """
 
-    def __init__(self, num_features: int, momentum: float = 0.1) -> None:
+    def __init__(self, num_features: int, momentum: float = 0.1, *, scaled: bool = False) -> None:
         super().__init__()
         self.momentum = momentum
+        if scaled:
+            self.scale = nn.Parameter(torch.ones(num_features))  # (D,): c
         self.bias = nn.Parameter(torch.zeros(num_features))  # (D,)
         self.register_buffer("mean", torch.zeros(num_features))  # (D,)
         self.register_buffer("variance", torch.ones(num_features))  # (D,)
@@ -39,14 +42,18 @@ class BatchNorm(nn.Module):
     def forward(self, a: Tensor) -> Tensor:
         """Returns the normalised features."""
         if not self.training:
-            return (a - self.mean) * (self.variance + 1e-5).rsqrt() + self.bias
+            return self._scaled(a, self.mean, self.variance)
         mean = a.mean(-2, keepdim=True)  # (*, 1, D)
         variance = a.var(-2, correction=0, keepdim=True)
         with torch.no_grad():  # not in place, so that a step can be traced
             D = len(self.mean)
             self.mean = self.mean.lerp(mean.reshape(-1, D).mean(0), self.momentum)
             self.variance = self.variance.lerp(variance.reshape(-1, D).mean(0), self.momentum)
-        return (a - mean) * (variance + 1e-5).rsqrt() + self.bias
+        return self._scaled(a, mean, variance)
+
+    def _scaled(self, a: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+        a = (a - mean) * (variance + 1e-5).rsqrt()
+        return (self.scale * a if hasattr(self, "scale") else a) + self.bias
 
 
 class Encoder(nn.Module):

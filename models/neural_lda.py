@@ -31,6 +31,9 @@ References:
     | Topic modeling in embedding spaces (Dieng, Ruiz & Blei, 2020), ETM
     | https://arxiv.org/abs/1907.04907
 
+    | LDAvis: a method for visualizing and interpreting topics (Sievert & Shirley, 2014), relevance
+    | https://aclanthology.org/W14-3110
+
 Shapes: N documents, V words of the vocabulary, K topics, E embedding dims; * is (N,) or (P, N).
 """
 
@@ -82,8 +85,7 @@ class NeuralLDA(nn.Module):
         _check_options(num_topics, likelihood, alpha)
         V, K, E = num_words, num_topics, embedding_dim
         self.num_words, self.likelihood = V, likelihood
-        scale = 1.0 if alpha is None else math.sqrt((1 - 1 / K) / alpha)
-        self.register_buffer("scale", torch.full((K,), scale))  # (K,): s
+        self.register_buffer("scale", prior_scale(K, alpha))  # (K,): s
         if E is None:
             self.W = nn.Parameter(torch.randn(K, V) * (2 / (K + V)) ** 0.5)  # Glorot & Bengio
         else:
@@ -91,7 +93,7 @@ class NeuralLDA(nn.Module):
             self.R = nn.Parameter(torch.randn(V, E))
         self.dropout = nn.Dropout(dropout)
         if likelihood == "product":
-            self.norm = BatchNorm(V)
+            self.norm = BatchNorm(V, scaled=True)
         if likelihood == "linear":
             self.b = nn.Parameter(torch.zeros(V))
 
@@ -119,9 +121,13 @@ class NeuralLDA(nn.Module):
         """Returns the words of each topic, (K, V), rows that sum to 1.
 
         Those of a document that is of one topic alone; where the likelihood is linear, which has no
-        such document, of one whose h is 1 there and 0 elsewhere.
+        such document, of one whose h is 1 there and 0 elsewhere. Such documents of products have
+        most of their words in common. Their topics are twice as far from the average document p,
+        proportional to :math:`p_k(w)^2 / p(w)`, the relevance of words of weight λ = 1/2.
         """
         one = torch.eye(len(self.scale)).to(self.scale)
+        if self.likelihood == "product":
+            return (2 * self.word_logits(one) - self.norm.bias).softmax(-1)
         return self.word_probs(one.softmax(-1) if self.likelihood == "linear" else one)
 
     def mean_proportions(self) -> Tensor:
@@ -138,6 +144,12 @@ class NeuralLDA(nn.Module):
             h = pyro.sample("h", dist.Normal(0.0, self.scale).to_event(1))  # (*, K)
             words = Multinomial(x.sum(-1), logits=self.word_logits(h.softmax(-1)))
             return pyro.sample("x", words, obs=x)  # (*, V)
+
+
+def prior_scale(num_topics: int, alpha: float | None) -> Tensor:
+    """Returns s of a Dirichlet's concentration α, or 1 for None, K times."""
+    s = 1.0 if alpha is None else math.sqrt((1 - 1 / num_topics) / alpha)
+    return torch.full((num_topics,), s)
 
 
 def _check_options(num_topics: int, likelihood: str, alpha: float | None) -> None:

@@ -28,7 +28,8 @@ N, V, K = 6, 7, 3
 
 def build(likelihood: str = "mixture", **options) -> tuple[NeuralLDA, NeuralLDAGuide, Tensor]:
     """Returns a model and a guide in which no parameter is as it starts, and counts."""
-    pair = NeuralLDA(V, K, likelihood=likelihood, **options), NeuralLDAGuide(V, K, (5, 4))
+    guide = NeuralLDAGuide(V, K, (5, 4), alpha=options.get("alpha"))
+    pair = NeuralLDA(V, K, likelihood=likelihood, **options), guide
     with torch.no_grad():
         for part in pair:
             for p in part.parameters():
@@ -49,7 +50,8 @@ def probabilities(model: NeuralLDA, h: Tensor) -> Tensor:
         for k in range(K):
             total = total + theta[:, k, None] * W[k]
         mean, variance = total.mean(0), total.var(0, correction=0)
-        return ((total - mean) / (variance + 1e-5).sqrt() + model.norm.bias).softmax(-1)
+        logits = model.norm.scale * (total - mean) / (variance + 1e-5).sqrt() + model.norm.bias
+        return logits.softmax(-1)
     centred = h - h.mean(-1, keepdim=True)
     return (torch.einsum("nk,kv->nv", centred, W) + model.b).softmax(-1)
 
@@ -90,8 +92,9 @@ def test_the_prior_is_the_laplace_approximation():
     assert torch.equal(NeuralLDA(V, K).scale, torch.ones(K))
 
 
-def test_guides_are_gaussian():
-    _, guide, x = build()
+@pytest.mark.parametrize("alpha", [None, 0.1])
+def test_guides_are_gaussian_in_units_of_the_prior(alpha):
+    model, guide, x = build(alpha=alpha)
     trace = poutine.trace(guide).get_trace(x)
     first, _, second, _, _, last, _ = guide.encoder.layers
     softplus = torch.nn.functional.softplus
@@ -99,8 +102,8 @@ def test_guides_are_gaussian():
     a = last(a)
     a = (a - a.mean(0)) / (a.var(0, correction=0) + 1e-5).sqrt() + guide.encoder.layers[-1].bias
     fn = trace.nodes["h"]["fn"].base_dist
-    torch.testing.assert_close(fn.loc, a[:, :K])
-    torch.testing.assert_close(fn.scale.square().log(), a[:, K:])
+    torch.testing.assert_close(fn.loc, model.scale * a[:, :K])
+    torch.testing.assert_close(fn.scale.square().log(), model.scale.square().log() + a[:, K:])
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
@@ -129,7 +132,7 @@ def test_topics_are_words_of_documents_of_one_topic():
         model, _, _ = build(likelihood)
         model.eval()
         torch.testing.assert_close(model.topics().sum(-1), torch.ones(K))
-        if likelihood != "linear":
+        if likelihood == "mixture":
             for k in range(K):
                 one = torch.eye(K)[k : k + 1]
                 torch.testing.assert_close(model.word_probs(one)[0], model.topics()[k])
@@ -138,6 +141,19 @@ def test_topics_are_words_of_documents_of_one_topic():
     torch.testing.assert_close(model.word_probs(h.softmax(-1)), probabilities(model, h))
     torch.testing.assert_close(model.topics(), probabilities(model, torch.eye(K)))
     assert model.word_probs(torch.eye(K)).isfinite().all()  # shares of 0 are no trouble
+
+
+def test_topics_of_products_are_relative_to_the_average_document():
+    model, _, _ = build("product")
+    logits = model.word_logits(
+        torch.randn(500, K).softmax(-1)
+    )  # of one minibatch, all of the average
+    model.norm.momentum = 1.0
+    model.word_logits(torch.randn(500, K).softmax(-1))
+    average = logits.mean(0).softmax(-1)  # a geometric mean over documents
+    model.eval()
+    p = model.word_probs(torch.eye(K)).square() / average
+    torch.testing.assert_close(model.topics(), p / p.sum(-1, keepdim=True))
 
 
 def test_dreams_have_the_totals_of_the_data():
@@ -150,8 +166,14 @@ def test_dreams_have_the_totals_of_the_data():
 # ---- batch normalisation and dropout ----
 
 
-def test_batch_normalisation_is_that_of_torch():
-    ours, theirs = BatchNorm(V), torch.nn.BatchNorm1d(V)
+@pytest.mark.parametrize("scaled", [False, True])
+def test_batch_normalisation_is_that_of_torch(scaled):
+    ours, theirs = BatchNorm(V, scaled=scaled), torch.nn.BatchNorm1d(V)
+    assert hasattr(ours, "scale") == scaled
+    with torch.no_grad():
+        theirs.bias.copy_(ours.bias.normal_())
+        if scaled:
+            theirs.weight.copy_(ours.scale.normal_())
     a = torch.randn(40, V) * 3 + 1
     for _ in range(3):
         torch.testing.assert_close(ours(a), theirs(a))
