@@ -13,7 +13,10 @@ from scipy.sparse import csr_array
 from sklearn.decomposition import LatentDirichletAllocation
 from torch import Tensor
 
-from pplvm.topics import TopicModel, variational_em
+import pplvm
+from pplvm.guides.neural_lda import NeuralLDAGuide
+from pplvm.models.neural_lda import NeuralLDA
+from pplvm.topics import FittedTopics, TopicModel, variational_em
 
 GIBBS_INFERENCE = 100  # sweeps over a new document
 PRIORS = 0.1, 0.5  # concentrations of proportions and topics that all may have alike
@@ -59,6 +62,17 @@ def _pplvm(counts: csr_array, K: int, seed: int, amount: int, **options) -> Topi
     return variational_em(
         counts, K, seed=seed, num_epochs=amount, tolerance=0.0, progress=False, **options
     )
+
+
+def _prodlda(counts: csr_array, K: int, seed: int, amount: int) -> TopicModel:
+    V, shared = counts.shape[1], {"alpha": 0.25, "dropout": 0.2}
+    torch.manual_seed(seed)
+    fit = pplvm.fit(
+        NeuralLDA(V, K, likelihood="product", **shared), NeuralLDAGuide(V, K, (100, 100), **shared),
+        counts, num_epochs=amount, batch_size=200, lr=0.002, clip_norm=10.0, compile="graph",
+        seed=seed, progress=False,
+    )  # fmt: skip
+    return FittedTopics(fit)
 
 
 def _scikit_learn(
@@ -149,6 +163,7 @@ CONTENDERS: dict[str, Contender] = {
     "pplvm, batch, priors": Contender(
         _same, partial(_pplvm, batch_size=None, alpha=PRIORS[0], eta=PRIORS[1]), (10, 30, 100)
     ),
+    "pplvm, ProdLDA": Contender(_same, _prodlda, (10, 50)),
     "scikit-learn, online": Contender(_same, partial(_scikit_learn, method="online"), (1, 3, 10)),
     "scikit-learn, batch": Contender(_same, partial(_scikit_learn, method="batch"), (3, 10, 30)),
     "scikit-learn, online, priors": Contender(
