@@ -14,8 +14,7 @@ from sklearn.decomposition import LatentDirichletAllocation
 from torch import Tensor
 
 import pplvm
-from pplvm.guides.neural_lda import NeuralLDAGuide
-from pplvm.models.neural_lda import NeuralLDA
+from pplvm.catalog import STORIES
 from pplvm.topics import FittedTopics, TopicModel, variational_em
 
 GIBBS_INFERENCE = 100  # sweeps over a new document
@@ -65,12 +64,12 @@ def _pplvm(counts: csr_array, K: int, seed: int, amount: int, **options) -> Topi
 
 
 def _prodlda(counts: csr_array, K: int, seed: int, amount: int) -> TopicModel:
-    V, shared = counts.shape[1], {"alpha": 0.25, "dropout": 0.2}
+    entry = STORIES["neural-lda"]
     torch.manual_seed(seed)
     fit = pplvm.fit(
-        NeuralLDA(V, K, likelihood="product", **shared), NeuralLDAGuide(V, K, (100, 100), **shared),
-        counts, num_epochs=amount, batch_size=200, lr=0.002, clip_norm=10.0, compile="graph",
-        seed=seed, progress=False,
+        entry.model((counts,), K), entry.guides["encoder"]((counts,), K), counts,
+        num_epochs=amount, batch_size=entry.batch_size, lr=entry.lr, clip_norm=entry.clip_norm,
+        compile="graph", seed=seed, progress=False,
     )  # fmt: skip
     return FittedTopics(fit)
 

@@ -121,9 +121,9 @@ class NeuralLDA(nn.Module):
         """Returns the words of each topic, (K, V), rows that sum to 1.
 
         Those of a document that is of one topic alone; where the likelihood is linear, which has no
-        such document, of one whose h is 1 there and 0 elsewhere. Such documents of products have
-        most of their words in common. Their topics are twice as far from the average document p,
-        proportional to :math:`p_k(w)^2 / p(w)`, the relevance of words of weight λ = 1/2.
+        such document, of one whose h is 1 there and 0 elsewhere. Where it is a product, common words
+        lead all such documents, and topics are twice as far from the average one, as
+        :math:`p_k(w)^2 / p(w)`: the relevance of words at λ = 1/2.
         """
         one = torch.eye(len(self.scale)).to(self.scale)
         if self.likelihood == "product":

@@ -63,6 +63,7 @@ def learn(
         num_steps=steps.num_steps or entry.num_steps, lr=steps.lr or entry.lr,
         batch_size=steps.batch_size or min(entry.batch_size or N, N),
         objective=objective, device=steps.device or "auto",
+        clip_norm=entry.clip_norm,
     )  # fmt: skip
     made = {key: value for key, value in fit.settings.items() if key != "objective"}
     return FittedTopics(fit), {"guide": name, **made}

@@ -528,10 +528,10 @@ axes[0].legend(fontsize=8)
 plt.show()
 
 # %% [markdown]
-# On 316 stories, LDA in closed form predicts best, by far: 1507 against 1853 and 2029. In coherence
+# On 316 stories, LDA in closed form predicts best, by far: 1507 against 1853 and 1913. In coherence
 # AVI-LDA is ahead, in stories kept and learnt; but its diversity is the lowest of the three: it says
 # some things more than once. Of ProdLDA's words hardly one is in two topics, and its topics are
-# specific: "tumour", "gemelli", "appendix". Such words are rare, and few of them meet in the stories
+# specific: "tumour", "gemelli", "trembling". Such words are rare, and few of them meet in the stories
 # kept. That product experts are the more coherent ones, as published for larger corpora, cannot be
 # seen here. These are encoders of some 400 000 weights, and a few hundred documents are not what they
 # were made for.
