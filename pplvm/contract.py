@@ -310,6 +310,8 @@ def _check_pair(p: Site, q: Site) -> None:
     plates = [sorted((name, size) for name, size, _ in site.plates) for site in (p, q)]
     if plates[0] != plates[1]:
         inside = [[name for name, _ in held] for held in plates]
+        if inside[0] == inside[1]:
+            inside = [[f"{name} of {size}" for name, size in held] for held in plates]
         raise ValueError(
             f"site '{p.name}' is in plates {inside[0]} in the model but {inside[1]} in the guide: "
             "sample it in the same plates."

@@ -247,6 +247,25 @@ def test_fits_of_what_are_no_documents_are_refused():
         pplvm.fit(LDA(V, K), guide("dirichlet"), torch.full((N, V), 0.5), num_steps=1)
 
 
+def test_a_model_and_a_guide_of_other_numbers_of_topics_are_refused():
+    with pytest.raises(ValueError, match=r"'topics of 4'.*'topics of 3'") as info:
+        pplvm.fit(LDA(V, 4), guide("dirichlet"), torch.ones(N, V), num_steps=1)
+    one_sentence(info)
+
+
+def test_what_is_no_fit_is_refused():
+    x = torch.ones(N, V)
+    fit = pplvm.fit(LDA(V, K), guide("dirichlet"), x, num_steps=1)
+    closed = variational_em(csr_array(x.numpy()), K, num_epochs=1)
+    for wrong, message in (
+        ({"fit": closed}, "'fit' should be what pplvm.fit returned, got VariationalEM"),
+        ({"fit": fit, "batch_size": 0}, "'batch_size' should be at least 1"),
+    ):
+        with pytest.raises(ValueError, match=message) as info:
+            FittedTopics(**wrong)
+        one_sentence(info)
+
+
 def test_options_that_cannot_be_are_refused():
     for option in ({"alpha": 0.0}, {"eta": -1.0}, {"alpha": math.inf}, {"eta": math.nan}):
         with pytest.raises(ValueError, match=f"'{next(iter(option))}' is") as info:

@@ -183,6 +183,16 @@ def test_topics_are_learnt_by_gradients_and_kept(run, story):
     assert json.loads(out)["documents"][0]["proportions"] == [0.5, 0.5]
 
 
+def test_gradients_are_of_the_objective_and_on_the_device_that_were_asked_for(run):
+    words = ("--latent-dim", "2", "--objective", "iwae", "--device", "cpu", "--num-steps", "3")
+    code, _, err = run("fit", "neural-lda", "--data", "texts", *words, "--save", "out")
+    assert code == 0, err
+    found = storage.load("out")
+    assert len(found.model.topics) == 2
+    assert found.settings["method"].startswith("iwae")
+    assert found.settings["device"] == "cpu"
+
+
 BAD = {
     "more topics than documents": (
         ("fit", "lda", "--data", "texts", "--topics", "28"),

@@ -213,7 +213,7 @@ def _chosen(
     N, W = raw.shape
     if not W:
         raise ValueError(
-            f"there are no words in {N} documents: relax 'token_pattern', or shorten 'stop_words'."
+            f"none of {N} documents has a word: relax 'token_pattern', or shorten 'stop_words'."
         )
     documents_of, tokens_of = np.zeros(W), np.zeros(W)
     for i in range(0, raw.nnz, PART):

@@ -13,6 +13,7 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
+from pplvm.batches import check_count
 from pplvm.fit import Fit
 from pplvm.parameters import module_of
 
@@ -29,7 +30,7 @@ class FittedTopics:
         batch_size: B, arbitrary. A guide with parameters for each document wants all at once.
 
     Raises:
-        ValueError: if the fit is of another story.
+        ValueError: if the fit is of another story, or none, or if B is no whole number above 0.
     """
 
     fit: Fit
@@ -37,6 +38,12 @@ class FittedTopics:
 
     def __post_init__(self) -> None:
         """Checks that the fit is of a topic model."""
+        check_count("batch_size", self.batch_size)
+        if not hasattr(self.fit, "guide"):
+            raise ValueError(
+                f"'fit' should be what pplvm.fit returned, got {type(self.fit).__name__}: an answer of "
+                "another kind is asked for its topics itself."
+            )
         asked = (
             (self._guide, "proportions"), (self._model, "mean_proportions"), (self._source, "topics"),
         )  # fmt: skip
