@@ -67,8 +67,8 @@ from pplvm.objectives import reweighted_wake_sleep, wake_sleep
 SHORT = bool(os.environ.get("PPLVM_SHORT"))  # a rehearsal: the same steps on less of everything
 CHAINS = 2 if SHORT else 4
 nuts = partial(
-    pplvm.nuts, num_chains=CHAINS, num_warmup=60 if SHORT else 300,
-    num_samples=100 if SHORT else 500,
+    pplvm.nuts, num_chains=CHAINS, num_warmup=50 if SHORT else 300,
+    num_samples=50 if SHORT else 500,
 )  # fmt: skip
 
 # %% [markdown]
@@ -403,7 +403,7 @@ gaps = {}
 for name, (kind, objective) in guides.items():
     torch.manual_seed(0)
     answer = pplvm.fit(
-        model, kind(64, K), seen, objective=objective, num_steps=100 if SHORT else 1500, lr=0.005,
+        model, kind(64, K), seen, objective=objective, num_steps=50 if SHORT else 1500, lr=0.005,
         compile="off",
     )  # fmt: skip
     gaps[name] = gap(answer.guide, seen), gap(answer.guide, unseen)
@@ -752,7 +752,7 @@ _ = fig.colorbar(shown, ax=axes[:, 1], label="probability")
 # %%
 POWERS = [1.0, 1.5, 2.5]
 M = len(POWERS)
-N, T = (5, 30) if SHORT else (20, 40)
+N, T = (5, 20) if SHORT else (20, 40)
 full = torch.full((N,), T)  # no sequence is shorter
 
 
@@ -858,7 +858,7 @@ for ax in axes[:2]:
 # Whether the climb *finds* something as good is another question.
 
 # %%
-NOISES = [0.1, 0.5, 3.0, 5.0] if SHORT else [0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0]
+NOISES = [0.1, 3.0, 5.0] if SHORT else [0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0]
 names = [*fields, "Viterbi's path"]
 COLOURS["Viterbi's path"] = "0.5"
 kl, off = ({name: [] for name in names} for _ in range(2))
@@ -976,7 +976,7 @@ for m in range(M):
 # seconds, there is no excuse for a mean field, whose bound is several nats short.
 
 # %%
-MOST = 4 if SHORT else 8
+MOST = 3 if SHORT else 8
 K, T_COST = 4, 50
 seconds, sweeps = [], []
 for M in range(1, MOST + 1):
@@ -1033,8 +1033,8 @@ def counts(x):  # k_n particles hit a detector, which reads off their number wit
 torch.manual_seed(0)
 clicks = torch.poisson(torch.full((200,), 3.0)) + 0.5 * torch.randn(200)
 crowd = FactorialHMM(14, 4, 8).requires_grad_(False)
-crowd_lengths = torch.full((4,), 20)
-hum = pyro.poutine.uncondition(crowd)(torch.zeros(4, 20, 8), crowd_lengths)
+crowd_lengths = torch.full((4,), 4 if SHORT else 20)
+hum = pyro.poutine.uncondition(crowd)(torch.zeros(4, crowd_lengths[0], 8), crowd_lengths)
 for story, *data in (
     (counts, clicks), (BayesianGaussianMixture(D, 3), flowers), (crowd, hum, crowd_lengths),
 ):  # fmt: skip
@@ -1076,13 +1076,17 @@ rough = [
 ]
 errors = [max(float((r - finest).abs().max()), 1e-17) for r in rough]
 
-bounds = {"cavi": pplvm.cavi(crowd, hum, crowd_lengths, num_starts=3).elbo[-1] / 4}
-apart = pplvm.cavi(crowd, hum, crowd_lengths, structured=False, num_starts=3)
+climb = partial(
+    pplvm.cavi, crowd, hum, crowd_lengths, num_starts=1 if SHORT else 3,
+    num_steps=10 if SHORT else 1000,
+)  # fmt: skip
+bounds = {"cavi": climb().elbo[-1] / 4}
+apart = climb(structured=False)
 bounds["cavi, apart"] = apart.elbo[-1] / 4
 torch.manual_seed(0)
 sampled = pplvm.fit(
     crowd, AmortisedMeanField(8, 14, 4), hum, crowd_lengths,
-    objective=partial(reweighted_wake_sleep, num_particles=16), num_steps=20 if SHORT else 200,
+    objective=partial(reweighted_wake_sleep, num_particles=16), num_steps=5 if SHORT else 200,
     lr=0.01, compile="off",
 )  # fmt: skip
 weighted = sampled.log_marginal(hum, crowd_lengths, num_particles=500)
@@ -1123,7 +1127,7 @@ svi = pplvm.fit(
     story, None, flowers, num_steps=300 if SHORT else 3000, lr=0.02,
     scheduler=partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=300 if SHORT else 3000),
 )  # fmt: skip
-mean_field = pplvm.cavi(story, flowers)
+mean_field = pplvm.cavi(story, flowers, num_starts=2 if SHORT else 10)
 alike = partial(
     pplvm.align,
     axes={"pi": 0, "mu": 0, "tau": 0},
