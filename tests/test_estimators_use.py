@@ -80,7 +80,7 @@ def test_traced_steps_are_the_eager_ones(name):
     model, guide, data = story("belief", num_data=6)
     fits = [
         pplvm.fit(
-            model, guide, *data, objective=OBJECTIVES[name], num_steps=12, compile=mode, seed=1
+            model, guide, *data, objective=OBJECTIVES[name], num_steps=5, compile=mode, seed=1
         )
         for mode in ("off", "graph")
     ]
