@@ -49,7 +49,10 @@ from pplvm.objectives import elbo
 
 torch.set_default_dtype(torch.float64)  # closed forms deserve all their digits
 SHORT = bool(os.environ.get("PPLVM_SHORT"))  # a rehearsal: the same steps on less of everything
-mean_field = partial(pplvm.cavi, num_starts=2 if SHORT else 10, tolerance=1e-4 if SHORT else 1e-6)
+mean_field = partial(
+    pplvm.cavi, num_starts=2 if SHORT else 10, num_steps=60 if SHORT else 1000,
+    tolerance=1e-4 if SHORT else 1e-6,
+)  # fmt: skip
 COLOURS = ["tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple"]
 
 # %% [markdown]
