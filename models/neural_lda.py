@@ -16,7 +16,8 @@ logarithm of θ, less its mean over topics, is h less its mean, a Gaussian of K 
 :math:`W = A R^\top` of topics A and words R: ETM, where it is a mixture.
 
 The scale s is that of the Laplace approximation to Dir(α) in the basis of the softmax,
-:math:`s^2 = (1 - 1 / K) / \alpha`, or 1.
+:math:`s^2 = (1 - 1 / K) / \alpha`, or 1. A learned prior is :math:`\mathcal N(\mu, C C^\top)`, in which
+topics may go together: what GSM has as a linear layer before its softmax.
 
 References:
     | Autoencoding variational inference for topic models (Srivastava & Sutton, 2017), AVI-LDA, ProdLDA
@@ -44,7 +45,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pplvm.models.bags import BatchNorm, check_counts
+from pplvm.models.bags import BatchNorm, check_counts, normal_points
 from pplvm.models.counts import Multinomial
 
 LIKELIHOODS = ("mixture", "product", "linear")
@@ -53,6 +54,8 @@ LIKELIHOODS = ("mixture", "product", "linear")
 # as fast, two of five merged at every third seed of a corpus with known topics. The value is arbitrary,
 # and does not suffice on 20 Newsgroups, where of 50 topics many share their likeliest words.
 _FASTER = 10.0
+
+_OWN = 0.03  # the share of a topic that is a document's own at the start; arbitrary
 
 
 class NeuralLDA(nn.Module):
@@ -66,6 +69,7 @@ class NeuralLDA(nn.Module):
         embedding_dim: E of embeddings for topics and words, or None for a free W.
         dropout: The share of a document's topics that are left out in training, of a product. Draws
             then differ in more than their latents, so that objectives of several particles refuse it.
+        learn_prior: Whether the mean and covariance of h are learned, from 0 and s² I on.
 
     Raises:
         ValueError: if an option is none of these.
@@ -80,12 +84,17 @@ class NeuralLDA(nn.Module):
         alpha: float | None = None,
         embedding_dim: int | None = None,
         dropout: float = 0.0,
+        learn_prior: bool = False,
     ) -> None:
         super().__init__()
         _check_options(num_topics, likelihood, alpha)
         V, K, E = num_words, num_topics, embedding_dim
         self.num_words, self.likelihood = V, likelihood
         self.register_buffer("scale", prior_scale(K, alpha))  # (K,): s
+        if learn_prior:
+            self.mu = nn.Parameter(torch.zeros(K))
+            self.log_diagonal = nn.Parameter(self.scale.log())  # (K,): of C
+            self.below = nn.Parameter(torch.zeros(K, K))  # of C; its other entries are not used
         if E is None:
             self.W = nn.Parameter(torch.randn(K, V) * (2 / (K + V)) ** 0.5)  # Glorot & Bengio
         else:
@@ -96,6 +105,12 @@ class NeuralLDA(nn.Module):
             self.norm = BatchNorm(V, scaled=True)
         if likelihood == "linear":
             self.b = nn.Parameter(torch.zeros(V))
+
+    def prior(self) -> tuple[Tensor, Tensor]:
+        """Returns the mean (K,) of h and C, (K, K), lower triangular, of its covariance C C^T."""
+        if not hasattr(self, "mu"):
+            return torch.zeros_like(self.scale), self.scale.diag()
+        return self.mu, self.below.tril(-1) + self.log_diagonal.exp().diag()
 
     def weights(self) -> Tensor:
         """Returns W, (K, V)."""
@@ -131,8 +146,32 @@ class NeuralLDA(nn.Module):
         return self.word_probs(one.softmax(-1) if self.likelihood == "linear" else one)
 
     def mean_proportions(self) -> Tensor:
-        """Returns the mean proportions before any word is seen, (K,): alike, as topics are then."""
-        return torch.full_like(self.scale, 1 / len(self.scale))
+        """Returns the mean proportions before any word is seen, (K,); if learned, at fixed points."""
+        if not hasattr(self, "mu"):
+            return torch.full_like(self.scale, 1 / len(self.scale))
+        mu, C = self.prior()
+        return (mu + normal_points(len(mu)).to(mu) @ C.T).softmax(-1).mean((0, 1))
+
+    def start_near(self, x: Tensor) -> None:
+        """Has common words common, and each topic of a mixture near a document, before it is learned.
+
+        Args:
+            x: Counts of random documents, (M, V) with M at least K; of a mixture the first K are those.
+                Words start with their frequencies in all of them.
+        """
+        self.check_data(x)
+        K = len(self.scale)
+        if len(x) < K:
+            raise ValueError(f"'x' has {len(x)} documents: give at least as many as topics, {K}.")
+        common = x.sum(0) + 0.5  # (V,)
+        common = common / common.sum()
+        with torch.no_grad():
+            if self.likelihood == "mixture" and hasattr(self, "W"):
+                own = x[:K] / x[:K].sum(-1, keepdim=True).clamp(min=1)  # (K, V)
+                self.W.copy_(torch.lerp(common, own, _OWN).log() / _FASTER)
+            elif self.likelihood != "mixture":
+                bias = self.b if self.likelihood == "linear" else self.norm.bias
+                bias.copy_(common.log())
 
     def check_data(self, x: Tensor) -> None:
         """Raises a ``ValueError`` unless x is of shape (N, V) and of counts."""
@@ -141,7 +180,11 @@ class NeuralLDA(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Observes counts x, of shape (N, V), and returns them; unconditioned, returns a dream."""
         with pyro.plate("data", len(x), dim=-1):
-            h = pyro.sample("h", dist.Normal(0.0, self.scale).to_event(1))  # (*, K)
+            if hasattr(self, "mu"):
+                prior = dist.MultivariateNormal(self.mu, scale_tril=self.prior()[1])
+            else:
+                prior = dist.Normal(0.0, self.scale).to_event(1)
+            h = pyro.sample("h", prior)  # (*, K)
             words = Multinomial(x.sum(-1), logits=self.word_logits(h.softmax(-1)))
             return pyro.sample("x", words, obs=x)  # (*, V)
 

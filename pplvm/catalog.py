@@ -10,7 +10,7 @@ import torch
 from scipy.sparse import issparse
 from torch import nn
 
-from pplvm.batches import Array
+from pplvm.batches import Array, as_tensors
 from pplvm.guides import factor_analysis as fa_guides
 from pplvm.guides import factorial_hmm as fhmm_guides
 from pplvm.guides import lda as lda_guides
@@ -18,6 +18,7 @@ from pplvm.guides.document_model import DocumentModelGuide
 from pplvm.guides.latent_factor_words import LatentFactorWordsGuide
 from pplvm.guides.naive_bayes import NaiveBayesGuide
 from pplvm.guides.neural_lda import NeuralLDAGuide
+from pplvm.guides.neural_lda_mean_field import NeuralLDAMeanField
 from pplvm.guides.rationale import RationaleGuide
 from pplvm.guides.sigmoid_belief_network import SigmoidBeliefNetworkGuide
 from pplvm.guides.vae import VAEGuide
@@ -35,8 +36,9 @@ from pplvm.models.sigmoid_belief_network import SigmoidBeliefNetwork
 from pplvm.models.vae import VAE
 
 Data = tuple[Array, ...]
-# Builds a model or guide for the arrays that a story takes, and a size: L latent dims or K states.
+# Builds a model for the arrays that a story takes, and a size: L latent dims or K states.
 Builder = Callable[[Data, int], nn.Module]
+GuideBuilder = Callable[[Data, int, nn.Module], nn.Module]  # for that model
 
 NUM_CHAINS = 2  # M of the factorial story: more have no mean field in closed form for binary data
 
@@ -118,6 +120,13 @@ def _mean(data: Data) -> torch.Tensor:
     return torch.as_tensor(np.asarray(data[0].mean(0)))
 
 
+def _near_documents(data: Data, model: NeuralLDA) -> NeuralLDA:
+    """Has topics start near random documents, and words as frequent as in a few thousand."""
+    rows = torch.randperm(data[0].shape[0])[:2000].numpy()
+    model.start_near(*as_tensors((data[0][rows],), model))
+    return model
+
+
 @dataclass(frozen=True)
 class Story:
     """A shipped story. The first of its guides is the default one, if it needs any."""
@@ -129,17 +138,17 @@ class Story:
     methods: tuple[str, ...]  # what `pplvm compare` runs
     num_steps: int  # of a fit on the default data
     lr: float
-    guides: Mapping[str, Builder] = field(default_factory=dict)
+    guides: Mapping[str, GuideBuilder] = field(default_factory=dict)
     batch_size: int | None = None
     clip_norm: float | None = None  # of topics that are learnt from the command line
     summed_out: bool = False  # whether its latents are all discrete, so that no guide is needed
     takes: Callable[[Data], Data] = table
 
 
-_FACTOR_GUIDES: dict[str, Builder] = {
-    "linear-gaussian": lambda data, L: fa_guides.LinearGaussian(data[0].shape[1], L),
-    "amortised-mean-field": lambda data, L: fa_guides.AmortisedMeanField(data[0].shape[1], L),
-    "mean-field": lambda data, L: fa_guides.MeanField(data[0].shape[0], L),
+_FACTOR_GUIDES: dict[str, GuideBuilder] = {
+    "linear-gaussian": lambda data, L, _: fa_guides.LinearGaussian(data[0].shape[1], L),
+    "amortised-mean-field": lambda data, L, _: fa_guides.AmortisedMeanField(data[0].shape[1], L),
+    "mean-field": lambda data, L, _: fa_guides.MeanField(data[0].shape[0], L),
 }
 
 _FACTOR_ANALYSIS = Story(
@@ -164,7 +173,7 @@ _VAE = Story(
     data="binary-digits",
     latent_dim=10,
     model=lambda data, L: VAE(data[0].shape[1:], L),
-    guides={"encoder": lambda data, L: VAEGuide(data[0].shape[1:], L)},
+    guides={"encoder": lambda data, L, _: VAEGuide(data[0].shape[1:], L)},
     methods=("svi", "iwae", "reweighted-wake-sleep"),
     num_steps=3000,
     batch_size=128,
@@ -188,7 +197,7 @@ _NAIVE_BAYES = Story(
     data="binary-digits",
     latent_dim=10,
     model=lambda data, K: NaiveBayes(data[0].shape[1], K),
-    guides={"classifier": lambda data, K: NaiveBayesGuide(data[0].shape[1], K)},
+    guides={"classifier": lambda data, K, _: NaiveBayesGuide(data[0].shape[1], K)},
     methods=("wake-sleep", "reweighted-wake-sleep", "exact"),
     num_steps=1500,
     lr=0.02,
@@ -208,11 +217,11 @@ _HMM = Story(
     takes=sequences,
 )
 
-_FACTORIAL_GUIDES: dict[str, Builder] = {
-    "amortised-mean-field": lambda data, K: fhmm_guides.AmortisedMeanField(
+_FACTORIAL_GUIDES: dict[str, GuideBuilder] = {
+    "amortised-mean-field": lambda data, K, _: fhmm_guides.AmortisedMeanField(
         data[0].shape[2], NUM_CHAINS, K
     ),
-    "mean-field": lambda data, K: fhmm_guides.MeanField(*data[0].shape[:2], NUM_CHAINS, K),
+    "mean-field": lambda data, K, _: fhmm_guides.MeanField(*data[0].shape[:2], NUM_CHAINS, K),
 }
 
 _FACTORIAL_HMM = replace(
@@ -232,7 +241,7 @@ _SIGMOID_BELIEF_NETWORK = Story(
     latent_dim=20,
     model=lambda data, L: SigmoidBeliefNetwork(data[0].shape[1:], (L,), mean=_mean(data)),
     guides={
-        "recognition": lambda data, L: SigmoidBeliefNetworkGuide(
+        "recognition": lambda data, L, _: SigmoidBeliefNetworkGuide(
             data[0].shape[1:], (L,), mean=_mean(data)
         )
     },
@@ -247,7 +256,7 @@ _DOCUMENT_MODEL = Story(
     data="small-corpus",
     latent_dim=5,
     model=lambda data, K: DocumentModel(data[0].shape[1], K),
-    guides={"mean-embedding": lambda data, K: DocumentModelGuide(data[0].shape[1], K)},
+    guides={"mean-embedding": lambda data, K, _: DocumentModelGuide(data[0].shape[1], K)},
     methods=("wake-sleep", "reweighted-wake-sleep", "disarm"),
     num_steps=2000,
     lr=0.01,
@@ -260,9 +269,9 @@ _LDA = Story(
     latent_dim=5,
     model=lambda data, K: LDA(data[0].shape[1], K),
     guides={
-        "amortised-dirichlet": lambda data, K: lda_guides.LDAGuide(data[0].shape[1], K),
-        "logistic-normal": lambda data, K: lda_guides.LDALogisticNormal(data[0].shape[1], K),
-        "mean-field": lambda data, K: lda_guides.LDAMeanField(*data[0].shape, K),
+        "amortised-dirichlet": lambda data, K, _: lda_guides.LDAGuide(data[0].shape[1], K),
+        "logistic-normal": lambda data, K, _: lda_guides.LDALogisticNormal(data[0].shape[1], K),
+        "mean-field": lambda data, K, _: lda_guides.LDAMeanField(*data[0].shape, K),
     },
     methods=("svi",),
     num_steps=2000,
@@ -278,12 +287,27 @@ _NEURAL_LDA = replace(
     summary="h ~ N(0, s^2 I), words ~ Cat(softmax(norm(softmax(h) W))), encoded: topics of texts",
     model=lambda data, K: NeuralLDA(data[0].shape[1], K, likelihood="product", **_NEURAL_PRIOR),
     guides={
-        "encoder": lambda data, K: NeuralLDAGuide(data[0].shape[1], K, (100, 100), **_NEURAL_PRIOR)
+        "encoder": lambda data, K, _: NeuralLDAGuide(
+            data[0].shape[1], K, (100, 100), **_NEURAL_PRIOR
+        )
     },
     num_steps=3000,
     batch_size=200,
     lr=0.002,
     clip_norm=10.0,  # long documents of one word over and over would lead the rest
+)
+
+_AVI_LDA = replace(
+    _NEURAL_LDA,
+    summary="h ~ N(mu, C C'), words ~ Cat(softmax(h) beta): topics of texts, some of which go together",
+    model=lambda data, K: _near_documents(
+        data, NeuralLDA(data[0].shape[1], K, alpha=0.25, learn_prior=True)
+    ),
+    guides={"mean-field": lambda data, K, model: NeuralLDAMeanField(model)},
+    num_steps=1500,
+    batch_size=256,
+    lr=0.005,
+    clip_norm=None,
 )
 
 _WORD_SIZES = 16, 32  # E and H: more of them learn 400 words by heart
@@ -293,7 +317,9 @@ _LATENT_FACTOR_WORDS = Story(
     data="small-words",
     latent_dim=4,
     model=lambda data, K: LatentFactorWords(int(data[0].max()), K, *_WORD_SIZES),
-    guides={"two-way": lambda data, K: LatentFactorWordsGuide(int(data[0].max()), K, *_WORD_SIZES)},
+    guides={
+        "two-way": lambda data, K, _: LatentFactorWordsGuide(int(data[0].max()), K, *_WORD_SIZES)
+    },
     methods=("wake-sleep", "reweighted-wake-sleep"),
     num_steps=400,
     batch_size=100,
@@ -306,7 +332,7 @@ _RATIONALE = Story(
     data="small-reviews",
     latent_dim=20,
     model=lambda data, E: Rationale(int(data[1].max()) + 1, int(data[0].max()) + 1, E, E),
-    guides={"two-way": lambda data, E: RationaleGuide(int(data[1].max()) + 1, E, E)},
+    guides={"two-way": lambda data, E, _: RationaleGuide(int(data[1].max()) + 1, E, E)},
     methods=("score-function", "nvil", "disarm", "reweighted-wake-sleep"),
     num_steps=500,
     batch_size=100,
@@ -326,6 +352,7 @@ STORIES = {
     "document-model": _DOCUMENT_MODEL,
     "lda": _LDA,
     "neural-lda": _NEURAL_LDA,
+    "avi-lda": _AVI_LDA,
     "latent-factor-words": _LATENT_FACTOR_WORDS,
     "rationale": _RATIONALE,
 }

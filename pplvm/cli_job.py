@@ -54,7 +54,7 @@ class Job:
             if words:  # the report shows them as texts
                 self.model.vocabulary, self.model.classes = words, classes
             self.guides = {
-                name: lambda data, build=build: build(data, size)
+                name: lambda data, build=build: build(data, size, self.model)
                 for name, build in entry.guides.items()
             }
             self.summed_out, self.methods = entry.summed_out, entry.methods

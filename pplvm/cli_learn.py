@@ -52,14 +52,15 @@ def learn(
     objective = nearest(steps.objective or "svi", OBJECTIVES, "objective")
     x, N = counts, counts.shape[0]  # which the fit makes dense by the minibatch
     torch.manual_seed(seed)
-    program = build((x,), num_topics)
+    model = entry.model((x,), num_topics)
+    program = build((x,), num_topics, model)
     if type(program) not in MODULES.values():
         raise ValueError(
             f"'--guide' is '{name}', which has parameters for each document and finds no topics in new "
             "ones: choose another."
         )
     fit = pplvm.fit(
-        entry.model((x,), num_topics), program, x, seed=seed,
+        model, program, x, seed=seed,
         num_steps=steps.num_steps or entry.num_steps, lr=steps.lr or entry.lr,
         batch_size=steps.batch_size or min(entry.batch_size or N, N),
         objective=objective, device=steps.device or "auto",

@@ -26,7 +26,11 @@ from pplvm.topics.overview import Overview, overview
 from pplvm.topics.perplexity import completion_perplexity
 from pplvm.topics.summaries import lengths
 
-NAMES = {"lda": "Latent Dirichlet allocation", "neural-lda": "Neural topic model"}
+NAMES = {
+    "lda": "Latent Dirichlet allocation",
+    "neural-lda": "Neural topic model",
+    "avi-lda": "Logistic-normal topic model",
+}
 
 DataOption = Annotated[
     str,
@@ -59,7 +63,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def fit(
-    story: Annotated[str, typer.Argument(help="lda or neural-lda.")],
+    story: Annotated[str, typer.Argument(help="lda, neural-lda or avi-lda.")],
     data: DataOption = "small-corpus",
     column: Column = None,
     groups: Groups = None,

@@ -81,7 +81,7 @@ def test_stories_of_documents_take_sparse_rows():
     assert data[0].format == "csr"
     torch.manual_seed(0)
     model = story.model(data, 3)
-    guide = story.guides["mean-embedding"](data, 3)
+    guide = story.guides["mean-embedding"](data, 3, model)
     objective = pplvm.objectives.reweighted_wake_sleep
     options = {"objective": objective, "num_steps": 3, "compile": "off", "progress": False}
     sparse = pplvm.fit(model, guide, *data, **options)

@@ -11,13 +11,15 @@ from torch import nn
 
 from pplvm.guides.lda import LDAGuide, LDALogisticNormal
 from pplvm.guides.neural_lda import NeuralLDAGuide
+from pplvm.guides.neural_lda_mean_field import NeuralLDAMeanField
 from pplvm.models.bags import Encoder
 from pplvm.models.lda import LDA
 from pplvm.models.neural_lda import NeuralLDA
 from pplvm.naming import nearest
 
 MODULES = {
-    kind.__name__: kind for kind in (LDA, NeuralLDA, LDAGuide, LDALogisticNormal, NeuralLDAGuide)
+    kind.__name__: kind
+    for kind in (LDA, NeuralLDA, LDAGuide, LDALogisticNormal, NeuralLDAGuide, NeuralLDAMeanField)
 }
 
 
@@ -40,12 +42,17 @@ def packed(module: nn.Module) -> dict[str, Any]:
             f"'model' was learnt with {name}, which cannot be saved as a topic model: use one of "
             f"{', '.join(MODULES)}, or save its fit."
         )
+    if isinstance(module, NeuralLDAMeanField):  # all that it has is the story's
+        return {"module": name, "options": {}, "state": {}}
     return {"module": name, "options": _options(module), "state": dict(module.state_dict())}
 
 
-def unpacked(state: dict[str, Any]) -> nn.Module:
-    """Returns the module, in evaluation mode."""
-    module = nearest(state["module"], MODULES, "story or guide of topics")(**state["options"])
+def unpacked(state: dict[str, Any], model: nn.Module | None = None) -> nn.Module:
+    """Returns the module, in evaluation mode: a story, or the guide of one."""
+    kind = nearest(state["module"], MODULES, "story or guide of topics")
+    if kind is NeuralLDAMeanField:
+        return kind(model).eval()
+    module = kind(**state["options"])
     module.load_state_dict(state["state"], assign=True)
     return module.eval().requires_grad_(False)
 
@@ -57,7 +64,7 @@ def _options(module: nn.Module) -> dict[str, Any]:
     if isinstance(module, NeuralLDA):
         dim = module.A.shape[1] if hasattr(module, "A") else None
         options |= {"likelihood": module.likelihood, "embedding_dim": dim}
-        return {**options, "num_topics": len(module.scale)}
+        return {**options, "num_topics": len(module.scale), "learn_prior": hasattr(module, "mu")}
     widths = _widths(module.encoder)
     K = widths[-1] // 2 if isinstance(module, NeuralLDAGuide) else len(module.log_lambda)
     return {**options, "num_topics": K, "hidden_dims": widths[:-1]}

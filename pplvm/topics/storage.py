@@ -229,5 +229,6 @@ def _state(model: TopicModel) -> dict[str, Any]:
 def _model(state: dict[str, Any]) -> TopicModel:
     kind = state.pop("kind")
     if kind == "fit":
-        return FittedTopics(Learnt(unpacked(state["model"]), unpacked(state["guide"])))
+        story = unpacked(state["model"])
+        return FittedTopics(Learnt(story, unpacked(state["guide"], story)))
     return nearest(kind, KINDS, "kind of topic model")(**state)

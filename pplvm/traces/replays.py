@@ -144,7 +144,8 @@ def check_particles(model: Callable, guide: Callable, *data: Tensor) -> None:
     if not right:
         raise ValueError(
             f"model or guide does not broadcast over particles ({reason}): latents then have more "
-            "dims on the left, so write (X * w).sum(-1) rather than X @ w, or use num_particles=1."
+            "dims on the left, so write (X * w).sum(-1) rather than X @ w, leave out dropout, or use "
+            "num_particles=1."
         )
 
 
