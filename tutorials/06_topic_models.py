@@ -299,7 +299,7 @@ plt.show()
 # EM the true topics 0 and 1 share a single one, and the one to spare was left with some 6 % of the
 # tokens, crumbs of the others. No method here is safe from that. The bound tells: those two runs end
 # nearly five nats a document below the others, or more. So start from several seeds, and keep the
-# highest bound.
+# highest bound: `variational_em(…, num_starts=4)` does so, and finds all five topics from every seed.
 
 # %%
 fig, ax = plt.subplots(figsize=(6, 3.2), layout="constrained")
