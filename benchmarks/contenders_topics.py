@@ -15,6 +15,8 @@ from torch import Tensor
 
 import pplvm
 from pplvm.catalog import STORIES
+from pplvm.guides.neural_lda_mean_field import NeuralLDAMeanField
+from pplvm.models.neural_lda import NeuralLDA
 from pplvm.topics import FittedTopics, TopicModel, variational_em
 
 GIBBS_INFERENCE = 100  # sweeps over a new document
@@ -63,13 +65,29 @@ def _pplvm(counts: csr_array, K: int, seed: int, amount: int, **options) -> Topi
     )
 
 
-def _prodlda(counts: csr_array, K: int, seed: int, amount: int) -> TopicModel:
-    entry = STORIES["neural-lda"]
+def _catalog(counts: csr_array, K: int, seed: int, amount: int, story: str) -> TopicModel:
+    entry = STORIES[story]
     torch.manual_seed(seed)
+    model = entry.model((counts,), K)
+    (build,) = entry.guides.values()
     fit = pplvm.fit(
-        entry.model((counts,), K), entry.guides["encoder"]((counts,), K), counts,
-        num_epochs=amount, batch_size=entry.batch_size, lr=entry.lr, clip_norm=entry.clip_norm,
-        compile="graph", seed=seed, progress=False,
+        model, build((counts,), K, model), counts, num_epochs=amount, batch_size=entry.batch_size,
+        lr=entry.lr, clip_norm=entry.clip_norm, compile="graph", seed=seed, progress=False,
+    )  # fmt: skip
+    return FittedTopics(fit)
+
+
+def _nvdm(counts: csr_array, K: int, seed: int, amount: int) -> TopicModel:
+    """Stops where one document in twenty, which it does not learn from, is expected best."""
+    torch.manual_seed(seed)
+    order = np.random.default_rng(seed).permutation(counts.shape[0])
+    kept, learnt = np.split(order, [counts.shape[0] // 20])
+    model = NeuralLDA(counts.shape[1], K, likelihood="linear")
+    model.start_near(torch.as_tensor(counts[learnt[:2000]].toarray(), dtype=torch.float32))
+    fit = pplvm.fit(
+        model, NeuralLDAMeanField(model), counts[np.sort(learnt)], num_epochs=amount, batch_size=256,
+        lr=0.005, validation=counts[np.sort(kept)], patience=2, compile="graph", seed=seed,
+        progress=False,
     )  # fmt: skip
     return FittedTopics(fit)
 
@@ -162,7 +180,9 @@ CONTENDERS: dict[str, Contender] = {
     "pplvm, batch, priors": Contender(
         _same, partial(_pplvm, batch_size=None, alpha=PRIORS[0], eta=PRIORS[1]), (10, 30, 100)
     ),
-    "pplvm, ProdLDA": Contender(_same, _prodlda, (10, 50)),
+    "pplvm, AVI-LDA": Contender(_same, partial(_catalog, story="avi-lda"), (4, 8, 32)),
+    "pplvm, ProdLDA": Contender(_same, partial(_catalog, story="neural-lda"), (10, 50)),
+    "pplvm, NVDM": Contender(_same, _nvdm, (3, 30)),
     "scikit-learn, online": Contender(_same, partial(_scikit_learn, method="online"), (1, 3, 10)),
     "scikit-learn, batch": Contender(_same, partial(_scikit_learn, method="batch"), (3, 10, 30)),
     "scikit-learn, online, priors": Contender(
