@@ -180,7 +180,7 @@ CONTENDERS: dict[str, Contender] = {
     "pplvm, batch, priors": Contender(
         _same, partial(_pplvm, batch_size=None, alpha=PRIORS[0], eta=PRIORS[1]), (10, 30, 100)
     ),
-    "pplvm, AVI-LDA": Contender(_same, partial(_catalog, story="avi-lda"), (4, 8, 32)),
+    "pplvm, AVI-LDA": Contender(_same, partial(_catalog, story="avi-lda"), (4, 16)),
     "pplvm, ProdLDA": Contender(_same, partial(_catalog, story="neural-lda"), (10, 50)),
     "pplvm, NVDM": Contender(_same, _nvdm, (3, 30)),
     "scikit-learn, online": Contender(_same, partial(_scikit_learn, method="online"), (1, 3, 10)),

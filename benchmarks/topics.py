@@ -1,6 +1,6 @@
 """Topics of documents by pplvm, scikit-learn, gensim and tomotopy: what they predict, and when.
 
-Run: python benchmarks/topics.py [--quick] [--rounds 3] [--parts newsgroups reuters speed scale]
+Run: python benchmarks/topics.py [--quick] [--rounds 3] [--parts newsgroups coherence …] [--contenders …]
 
 Each library fits latent Dirichlet allocation for several lengths of time, so that a perplexity can be
 read off at any wall time; rounds differ in their seeds. One function judges all: proportions of each
@@ -9,11 +9,12 @@ other half under its topics. "alike" has everybody's topics under one inference,
 concentration 0.1, which tells topics from inference. "priors" are concentrations 0.1 of the
 proportions and 0.5 of the topics, alike for all; otherwise a library has its own, learned where it
 can. Those two were chosen among a few by the perplexity of these very test documents, so that rows
-with them are to be compared with each other only. The time is that of the fit alone, with the
-library's own form of the corpus made beforehand.
+with them are to be compared with each other only. AVI-LDA, ProdLDA and NVDM are pplvm's neural
+models; those whose words are no mixture of topics have no "alike". The time is that of the fit alone,
+with the library's own form of the corpus made beforehand.
 
-- newsgroups: 20 Newsgroups as cut for the embedded topic model, with its test halves; 50 topics. NPMI
-  is of topics found in the preparation with 1995 words, by its test documents.
+- newsgroups: 20 Newsgroups as cut for the embedded topic model, with its test halves; 50 topics.
+- coherence: NPMI of 50 topics found in the preparation with 1995 words, by its test documents.
 - reuters: Reuters-395, every fifth document held out and cut in halves at random; 20 topics.
 - speed: seconds of a pass over the training documents of 20 Newsgroups.
 - scale: documents drawn to a file and streamed from it, in a process of its own each.
@@ -22,6 +23,7 @@ All but the last need PPLVM_DATA.
 """
 
 import logging
+import math
 import os
 import statistics
 import sys
@@ -40,7 +42,7 @@ from contenders_topics import CONTENDERS, Known
 from scipy.sparse import csr_array
 from turns import Worker
 
-PARTS = ("newsgroups", "reuters", "speed", "scale")
+PARTS = ("newsgroups", "coherence", "reuters", "speed", "scale")
 V, LENGTH = 10_000, 60  # of documents that are drawn
 
 
@@ -48,29 +50,23 @@ V, LENGTH = 10_000, 60  # of documents that are drawn
 
 
 def judged(
-    train: csr_array,
-    halves: tuple[csr_array, csr_array],
-    K: int,
-    options,
-    extra: Callable[[torch.Tensor], float] | None = None,
+    train: csr_array, halves: tuple[csr_array, csr_array], K: int, options
 ) -> tuple[list[dict], dict]:
-    """Returns a row for each contender and amount, medians over seeds, and all measurements."""
+    """Returns a row for each contender and amount, means over seeds, and all measurements."""
     rows, raw = [], {}
     for name, contender in chosen(options).items():
         corpus = contender.prepare(train)
         for amount in contender.amounts[: 1 if options.quick else None]:
             each = [
-                one(contender, corpus, halves, K, seed, amount, extra)
-                for seed in range(options.rounds)
+                one(contender, corpus, halves, K, seed, amount) for seed in range(options.rounds)
             ]
             raw[f"{name}, {amount}"] = each
-            medians = {key: statistics.median(x[key] for x in each) for key in each[0]}
-            rows.append({"contender": name, "passes": str(amount), **medians})
+            rows.append({"contender": name, "passes": str(amount), **summary(each, "perplexity")})
             print(rows[-1], file=sys.stderr, flush=True)
     return rows, raw
 
 
-def one(contender, corpus, halves, K, seed, amount, extra) -> dict[str, float]:
+def one(contender, corpus, halves, K, seed, amount) -> dict[str, float]:
     from pplvm.topics import completion_perplexity
 
     start = time.perf_counter()
@@ -80,8 +76,18 @@ def one(contender, corpus, halves, K, seed, amount, extra) -> dict[str, float]:
     own = completion_perplexity(model, *halves)
     inference = time.perf_counter() - start
     found = {"s": seconds, "inference s": inference, "perplexity": own}
-    found["alike"] = completion_perplexity(Known(model.topics, _inference(model)), *halves)
-    return found | ({"NPMI": extra(model.topics)} if extra else {})
+    theta = torch.full((1, K), 1 / K)
+    mixes = torch.allclose(model.word_probs(theta), theta @ model.topics, rtol=1e-3)
+    alike = Known(model.topics, _inference(model))
+    return found | {"alike": completion_perplexity(alike, *halves) if mixes else math.nan}
+
+
+def summary(each: list[dict[str, float]], judge: str) -> dict[str, float]:
+    """Returns means over seeds, and the standard deviation over seeds of what judges."""
+    found = {key: statistics.mean(x[key] for x in each) for key in each[0]}
+    if len(each) > 1:
+        found[f"sd of {judge}"] = statistics.stdev(x[judge] for x in each)
+    return found
 
 
 def _inference(model) -> Callable[[csr_array], torch.Tensor]:
@@ -121,32 +127,38 @@ def folder() -> Path:
 
 def newsgroups(options) -> tuple[dict, dict]:
     from pplvm.datasets_corpora import newsgroups20
-    from pplvm.topics import npmi
 
     train = newsgroups20("train").counts
-    raw = np.load(folder() / "bow_etm_3072_test_halves.npz")
-    arrays = raw["data"].astype(np.int32), raw["indices"].astype(np.int32), raw["indptr"]
-    both = csr_array(arrays, shape=tuple(raw["shape"]))
+    stored = np.load(folder() / "bow_etm_3072_test_halves.npz")
+    arrays = stored["data"].astype(np.int32), stored["indices"].astype(np.int32), stored["indptr"]
+    both = csr_array(arrays, shape=tuple(stored["shape"]))
     N = both.shape[0] // 2
     halves = both[:N], both[N:]
     whole = newsgroups20("test").counts
     assert abs(halves[0] + halves[1] - whole).sum() == 0, "halves are of other documents"
-    rows, found = judged(train, halves, 50, options)
-    title = f"20 Newsgroups, 50 topics; unigram {unigram(train, halves[1]):.0f}"
-    small = newsgroups20("train", "prodlda").counts
+    rows, raw = judged(train, halves, 50, options)
+    return {f"20 Newsgroups, 50 topics; unigram {unigram(train, halves[1]):.0f}": rows}, raw
+
+
+def coherence(options) -> tuple[dict, dict]:
+    from pplvm.datasets_corpora import newsgroups20
+    from pplvm.topics import diversity, npmi
+
+    train = newsgroups20("train", "prodlda").counts
     reference = newsgroups20("test", "prodlda").counts
-    coherent, found_npmi = [], {}
+    rows, raw = [], {}
     for name, contender in chosen(options).items():
-        corpus, amount = contender.prepare(small), contender.amounts[0 if options.quick else -1]
+        corpus, amount = contender.prepare(train), contender.amounts[0 if options.quick else -1]
         each = []
         for seed in range(options.rounds):
             topics = contender.fit(corpus, 50, seed, amount).topics
-            each.append(npmi(topics, reference).mean().item())
-        found_npmi[name] = each
-        row = {"contender": name, "passes": str(amount), "NPMI": statistics.median(each)}
-        print(row, file=sys.stderr, flush=True)
-        coherent.append(row)
-    return {title: rows, "NPMI, 1995 words, 50 topics": coherent}, found | {"NPMI": found_npmi}
+            each.append(
+                {"NPMI": npmi(topics, reference).mean().item(), "diversity": diversity(topics)}
+            )
+        raw[name] = each
+        rows.append({"contender": name, "passes": str(amount), **summary(each, "NPMI")})
+        print(rows[-1], file=sys.stderr, flush=True)
+    return {"20 Newsgroups, 1995 words, 50 topics": rows}, raw
 
 
 def reuters(options) -> tuple[dict, dict]:
@@ -286,9 +298,9 @@ def main() -> None:
     warnings.filterwarnings("ignore", module="tomotopy")  # two workers are not reproducible
     logging.getLogger("gensim").setLevel(logging.ERROR)
     tables, raw = {}, {}
-    for part in options.parts:
-        made, raw[part] = {"newsgroups": newsgroups, "reuters": reuters, "speed": speed,
-                           "scale": scale}[part](options)  # fmt: skip
+    parts = (newsgroups, coherence, reuters, speed, scale)
+    for part in (part for part in parts if part.__name__ in options.parts):
+        made, raw[part.__name__] = part(options)
         tables |= made
     common.keep("topics", about, vars(options), tables, raw)
 
