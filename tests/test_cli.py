@@ -1,14 +1,21 @@
-"""The command line, run as a user runs it: in a process of its own."""
+"""The command line, called as the script calls it; once in a process of its own, which takes seconds."""
 
+import contextlib
+import io
 import json
 import os
 import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
 
 import numpy as np
 import pytest
+import torch
+
+from pplvm import cli
 
 STORY = """
 import pyro, pyro.distributions as dist, torch
@@ -41,10 +48,29 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def pplvm(folder: Path, *words: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-W", "error", "-m", "pplvm.cli", *words]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=120)
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def pplvm(folder: Path, *words: str) -> Done:
+    """Runs a command in a folder, in the precision that a user has."""
+    out, err = io.StringIO(), io.StringIO()
+    double = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with (
+            contextlib.chdir(folder),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            mock.patch.object(sys, "argv", ["pplvm", *words]),
+            pytest.raises(SystemExit) as stopped,
+        ):
+            cli.main()
+    finally:
+        torch.set_default_dtype(double)
+    return Done(stopped.value.code or 0, out.getvalue(), err.getvalue())
 
 
 def fine(folder: Path, *words: str) -> str:
@@ -58,6 +84,14 @@ def test_list_names_what_there_is(folder):
     held = json.loads(fine(folder, "list", "--json"))
     assert held["stories"]["vae"]["guides"] == ["encoder"]
     assert held["stories"]["hmm"]["summed_out"]
+
+
+def test_it_is_a_program(folder):
+    command = [sys.executable, "-W", "error", "-m", "pplvm.cli", "list"]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == fine(folder, "list")
 
 
 def test_explain_shows_every_site(folder):
@@ -225,8 +259,6 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_line_and_exit_code_2(folder, case):
     if case == "no cuda":
-        import torch
-
         if torch.cuda.is_available():
             pytest.skip("there is CUDA here")
     words, expected = BAD[case]
