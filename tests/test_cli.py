@@ -258,9 +258,8 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_line_and_exit_code_2(folder, case):
-    if case == "no cuda":
-        if torch.cuda.is_available():
-            pytest.skip("there is CUDA here")
+    if case == "no cuda" and torch.cuda.is_available():
+        pytest.skip("there is CUDA here")
     words, expected = BAD[case]
     done = pplvm(folder, *words)
     assert done.returncode == 2, done.stderr
