@@ -171,6 +171,9 @@ def _tomotopy(
 CONTENDERS: dict[str, Contender] = {
     "pplvm, online": Contender(_same, partial(_pplvm, batch_size=1024), (1, 3, 10, 20)),
     "pplvm, batch": Contender(_same, partial(_pplvm, batch_size=None), (10, 30, 100)),
+    "pplvm, batch, four starts": Contender(
+        _same, partial(_pplvm, batch_size=None, num_starts=4), (100,)
+    ),
     "pplvm, online, priors": Contender(
         _same, partial(_pplvm, batch_size=1024, alpha=PRIORS[0], eta=PRIORS[1]), (1, 3, 10, 20)
     ),
