@@ -304,7 +304,7 @@ _AVI_LDA = replace(
         data, NeuralLDA(data[0].shape[1], K, alpha=0.25, learn_prior=True)
     ),
     guides={"mean-field": lambda data, K, model: NeuralLDAMeanField(model)},
-    num_steps=1500,
+    num_steps=400,
     batch_size=256,
     lr=0.005,
     clip_norm=None,

@@ -85,7 +85,8 @@ def study(
         announce: Called with a line before each method.
 
     Raises:
-        ValueError: if there is no such method, or one that needs a guide where there is none.
+        ValueError: if there is no such method, or one that needs a guide where there is none, or if a
+            guide holds the model.
     """
     for method in methods:
         nearest(method, dict.fromkeys(METHODS), "method")
@@ -94,6 +95,7 @@ def study(
     )
     few = as_tensors([x[:num_compared] for x in data], model)
     guides = _guides(model, guides, methods, data, few)
+    _check_apart(model, guides, few)
     if _learns(model, *few):
         learner, how, guide = "svi", "latents summed out", None
         if not all_summed_out(model, *few):
@@ -182,6 +184,21 @@ def _guides(
                 "where there is none: give a guide that samples them, or ask 'exact'."
             )
     return found
+
+
+def _check_apart(model: Callable, guides: Mapping[str, Callable], few: tuple[Tensor, ...]) -> None:
+    """Raises a ``ValueError`` for a guide with the model in it, whose copy would not be that one."""
+    module = module_of(model)
+    theirs = set() if module is None else {id(p) for p in module.parameters()}
+    with torch.random.fork_rng(devices=[]), Scope(0).parameters():
+        for name, build in guides.items():
+            guide = build(few)
+            own = None if guide is None else module_of(guide)
+            if own not in (None, module) and any(id(p) in theirs for p in own.parameters()):
+                raise ValueError(
+                    f"guide '{name}' holds the model that it is for, while here a copy of that is held "
+                    "fixed: it cannot be compared, but `pplvm fit` and pplvm.fit take it."
+                )
 
 
 def _learns(model: Callable, *data: Tensor) -> bool:

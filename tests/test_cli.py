@@ -244,6 +244,7 @@ BAD = {
         "'lengths' is 5 in row 1: give whole numbers from 0 to 4",
     ),
     "a guide that is missing": (("compare", "hmm", "--methods", "iwae"), "'iwae' needs a guide"),
+    "a guide with its model": (("compare", "avi-lda"), "'mean-field' holds the model"),
     "steps": (("fit", "vae", "--num-steps", "0"), "--num-steps"),
     "no such option": (("fit", "vae", "--frob"), "--frob"),
     "no cuda": (("fit", "vae", "--device", "cuda"), "cuda"),
