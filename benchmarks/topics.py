@@ -15,6 +15,8 @@ with the library's own form of the corpus made beforehand.
 
 - newsgroups: 20 Newsgroups as cut for the embedded topic model, with its test halves; 50 topics.
 - coherence: NPMI of 50 topics found in the preparation with 1995 words, by its test documents.
+- bounds: of whole test documents, 1500 of them, as papers compare topic models; pplvm's own alone, by
+  the ELBO of the closed form, and with two importance-weighted draws of each document elsewhere.
 - reuters: Reuters-395, every fifth document held out and cut in halves at random; 20 topics.
 - speed: seconds of a pass over the training documents of 20 Newsgroups.
 - scale: documents drawn to a file and streamed from it, in a process of its own each.
@@ -42,7 +44,7 @@ from contenders_topics import CONTENDERS, Known
 from scipy.sparse import csr_array
 from turns import Worker
 
-PARTS = ("newsgroups", "coherence", "reuters", "speed", "scale")
+PARTS = ("newsgroups", "coherence", "bounds", "reuters", "speed", "scale")
 V, LENGTH = 10_000, 60  # of documents that are drawn
 
 
@@ -159,6 +161,33 @@ def coherence(options) -> tuple[dict, dict]:
         rows.append({"contender": name, "passes": str(amount), **summary(each, "NPMI")})
         print(rows[-1], file=sys.stderr, flush=True)
     return {"20 Newsgroups, 1995 words, 50 topics": rows}, raw
+
+
+def bounds(options) -> tuple[dict, dict]:
+    from pplvm.datasets_corpora import newsgroups20
+    from pplvm.topics import VariationalEM, bound_perplexity
+    from pplvm.topics.documents import log_coefficients
+
+    train, test = newsgroups20("train").counts, newsgroups20("test").counts[:1500]
+
+    def perplexity(model) -> float:
+        if isinstance(model, VariationalEM):
+            found = model.bound(test)
+            total = (found - log_coefficients(test).to(found)).sum().item()
+            return math.exp(-total / float(test.sum()))
+        return bound_perplexity(model.fit, test, num_particles=2)
+
+    rows, raw = [], {}
+    for name, contender in chosen(options).items():
+        if name.startswith("pplvm"):
+            amount = contender.amounts[: 1 if options.quick else 2][-1]
+            models = (contender.fit(train, 50, seed, amount) for seed in range(options.rounds))
+            raw[name] = [{"perplexity": perplexity(model)} for model in models]
+            rows.append(
+                {"contender": name, "passes": str(amount), **summary(raw[name], "perplexity")}
+            )
+            print(rows[-1], file=sys.stderr, flush=True)
+    return {"20 Newsgroups, 50 topics, bounds of whole documents": rows}, raw
 
 
 def reuters(options) -> tuple[dict, dict]:
@@ -298,7 +327,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", module="tomotopy")  # two workers are not reproducible
     logging.getLogger("gensim").setLevel(logging.ERROR)
     tables, raw = {}, {}
-    parts = (newsgroups, coherence, reuters, speed, scale)
+    parts = (newsgroups, coherence, bounds, reuters, speed, scale)
     for part in (part for part in parts if part.__name__ in options.parts):
         made, raw[part.__name__] = part(options)
         tables |= made

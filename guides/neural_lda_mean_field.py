@@ -39,6 +39,7 @@ from pplvm.models.neural_lda import NeuralLDA
 # worse ones: a mixture's held-out perplexity on 20 Newsgroups is 1384 after 16 epochs of 8, 1425 of 20.
 _FEW, _MANY = 8, 50
 _FARTHEST = 2.0  # that a mean moves in an update; arbitrary
+_TINY = 1e-30  # words of no topic have probabilities that round to 0
 
 
 class NeuralLDAMeanField(nn.Module):
@@ -95,7 +96,8 @@ def _mixture(model: NeuralLDA, x: Tensor, m: Tensor, s2: Tensor) -> tuple[Tensor
     """Returns g and c, (N, K) each."""
     beta, theta = model.topics(), m.softmax(-1)
     n = x.sum(-1, keepdim=True) * (m + s2 / 2).softmax(-1)
-    return theta * ((x / (theta @ beta)) @ beta.T) - n, n
+    p = (theta @ beta).clamp(min=_TINY)
+    return theta * ((x / p) @ beta.T) - n, n
 
 
 def _linear(model: NeuralLDA, x: Tensor, m: Tensor, s2: Tensor) -> tuple[Tensor, Tensor]:

@@ -262,6 +262,16 @@ def test_updates_have_no_parameters_and_learn_the_storys():
         assert not torch.equal(before, after), name
 
 
+def test_words_of_no_topic_are_no_trouble():
+    """Neither where a document is without such a word, nor where it has one."""
+    model, _, x = build()
+    with torch.no_grad():
+        model.W[:, 0] = -100.0  # a probability that rounds to 0
+    m, s = NeuralLDAMeanField(model).gaussian(torch.cat([x, 0 * x]))
+    assert m.isfinite().all()
+    assert s.isfinite().all()
+
+
 def test_products_have_no_updates():
     with pytest.raises(ValueError, match="'model' has the likelihood 'product'") as info:
         NeuralLDAMeanField(build("product")[0])
