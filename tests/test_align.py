@@ -107,6 +107,7 @@ def test_no_density_changes(chains):
         assert torch.allclose(joint(aligned, s), joint(chains, s))
 
 
+@pytest.mark.slow
 def test_states_of_a_series_are_aligned_with_their_moves():
     chains = pplvm.nuts(
         series, X, num_chains=6, num_warmup=150, num_samples=60, compile="graph", seed=2
