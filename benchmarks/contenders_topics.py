@@ -1,7 +1,7 @@
 """Libraries of topic models as contenders of ``topics.py``: a neural model is one more entry."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,8 +14,7 @@ from sklearn.decomposition import LatentDirichletAllocation
 from torch import Tensor
 
 import pplvm
-from pplvm.catalog import STORIES
-from pplvm.guides.neural_lda_mean_field import NeuralLDAMeanField
+from pplvm.catalog import STORIES, Story, near_documents
 from pplvm.models.neural_lda import NeuralLDA
 from pplvm.topics import FittedTopics, TopicModel, variational_em
 
@@ -65,8 +64,7 @@ def _pplvm(counts: csr_array, K: int, seed: int, amount: int, **options) -> Topi
     )
 
 
-def _catalog(counts: csr_array, K: int, seed: int, amount: int, story: str) -> TopicModel:
-    entry = STORIES[story]
+def _neural(counts: csr_array, K: int, seed: int, amount: int, entry: Story) -> TopicModel:
     torch.manual_seed(seed)
     model = entry.model((counts,), K)
     (build,) = entry.guides.values()
@@ -77,16 +75,10 @@ def _catalog(counts: csr_array, K: int, seed: int, amount: int, story: str) -> T
     return FittedTopics(fit)
 
 
-def _nvdm(counts: csr_array, K: int, seed: int, amount: int) -> TopicModel:
-    torch.manual_seed(seed)
-    model = NeuralLDA(counts.shape[1], K, likelihood="linear")
-    some = np.random.default_rng(seed).permutation(counts.shape[0])[:2000]
-    model.start_near(torch.as_tensor(counts[some].toarray(), dtype=torch.float32))
-    fit = pplvm.fit(
-        model, NeuralLDAMeanField(model), counts, num_epochs=amount, batch_size=256, lr=0.005,
-        compile="graph", seed=seed, progress=False,
-    )  # fmt: skip
-    return FittedTopics(fit)
+NVDM = replace(
+    STORIES["avi-lda"],
+    model=lambda data, K: near_documents(data, NeuralLDA(data[0].shape[1], K, likelihood="linear")),
+)
 
 
 def _scikit_learn(
@@ -180,9 +172,9 @@ CONTENDERS: dict[str, Contender] = {
     "pplvm, batch, priors": Contender(
         _same, partial(_pplvm, batch_size=None, alpha=PRIORS[0], eta=PRIORS[1]), (10, 30, 100)
     ),
-    "pplvm, AVI-LDA": Contender(_same, partial(_catalog, story="avi-lda"), (4, 16)),
-    "pplvm, ProdLDA": Contender(_same, partial(_catalog, story="neural-lda"), (10, 50)),
-    "pplvm, NVDM": Contender(_same, _nvdm, (4, 8, 16)),
+    "pplvm, AVI-LDA": Contender(_same, partial(_neural, entry=STORIES["avi-lda"]), (4, 16)),
+    "pplvm, ProdLDA": Contender(_same, partial(_neural, entry=STORIES["neural-lda"]), (10, 50)),
+    "pplvm, NVDM": Contender(_same, partial(_neural, entry=NVDM), (4, 8, 16)),
     "scikit-learn, online": Contender(_same, partial(_scikit_learn, method="online"), (1, 3, 10)),
     "scikit-learn, batch": Contender(_same, partial(_scikit_learn, method="batch"), (3, 10, 30)),
     "scikit-learn, online, priors": Contender(

@@ -18,7 +18,7 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from pplvm.models.bags import Encoder, check_counts, normal_points
+from pplvm.models.bags import Encoder, check_counts, mean_softmax
 from pplvm.models.neural_lda import prior_scale
 
 
@@ -64,5 +64,4 @@ class NeuralLDAGuide(nn.Module):
 
     def proportions(self, x: Tensor) -> Tensor:
         """Returns the mean proportions (N, K) of documents, counts (N, V), at fixed points."""
-        m, s = self.gaussian(x)
-        return (m + s * normal_points(m.shape[-1]).to(m)).softmax(-1).mean(0)
+        return mean_softmax(*self.gaussian(x))

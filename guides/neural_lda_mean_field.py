@@ -27,12 +27,14 @@ References:
 Shapes as in the model.
 """
 
+from collections.abc import Callable
+
 import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pplvm.models.bags import check_counts, normal_points
+from pplvm.models.bags import check_counts, mean_softmax
 from pplvm.models.neural_lda import NeuralLDA
 
 # Updates in training and afterwards. While topics form, documents that follow them closely lead to
@@ -62,15 +64,14 @@ class NeuralLDAMeanField(nn.Module):
 
     def gaussian(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the mean and scale of h, (N, K) each, given counts x, (N, V); without gradients."""
-        mixture = self.model.likelihood == "mixture"
-        slope, rate = (_mixture, 1.0) if mixture else (_linear, 0.25)
         with torch.no_grad():
+            at = (_mixture if self.model.likelihood == "mixture" else _linear)(self.model, x)
             mu, C = self.model.prior()
             precision = torch.cholesky_inverse(C)
             own = precision.diagonal()  # (K,)
             m, s2 = mu.expand(len(x), -1), own.reciprocal().expand(len(x), -1)
             for _ in range(_FEW if self.training else _MANY):
-                g, c = slope(self.model, x, m, s2)
+                g, c, rate = at(m, s2)
                 step = (g - (m - mu) @ precision) / (own + c)
                 m = m + rate * step.clamp(-_FARTHEST, _FARTHEST)
                 s2 = (s2 / (own + c)).sqrt()  # the geometric mean of both, or it swings
@@ -88,21 +89,31 @@ class NeuralLDAMeanField(nn.Module):
 
     def proportions(self, x: Tensor) -> Tensor:
         """Returns the mean proportions (N, K) of documents, counts (N, V), at fixed points."""
-        m, s = self.gaussian(x)
-        return (m + s * normal_points(m.shape[-1]).to(m)).softmax(-1).mean(0)
+        return mean_softmax(*self.gaussian(x))
 
 
-def _mixture(model: NeuralLDA, x: Tensor, m: Tensor, s2: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns g and c, (N, K) each."""
-    beta, theta = model.topics(), m.softmax(-1)
-    n = x.sum(-1, keepdim=True) * (m + s2 / 2).softmax(-1)
-    p = (theta @ beta).clamp(min=_TINY)
-    return theta * ((x / p) @ beta.T) - n, n
+# At a mean and variances, (N, K) each: g and c, (N, K) each, and r.
+Slopes = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, float]]
 
 
-def _linear(model: NeuralLDA, x: Tensor, m: Tensor, s2: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns g and c, (N, K) each."""
-    W, n = model.weights(), x.sum(-1, keepdim=True)
+def _mixture(model: NeuralLDA, x: Tensor) -> Slopes:
+    beta, total = model.topics(), x.sum(-1, keepdim=True)  # (K, V), (N, 1)
+
+    def at(m: Tensor, s2: Tensor) -> tuple[Tensor, Tensor, float]:
+        theta, n = m.softmax(-1), total * (m + s2 / 2).softmax(-1)
+        p = (theta @ beta).clamp(min=_TINY)  # (N, V)
+        return theta * ((x / p) @ beta.T) - n, n, 1.0
+
+    return at
+
+
+def _linear(model: NeuralLDA, x: Tensor) -> Slopes:
+    W, total = model.weights(), x.sum(-1, keepdim=True)
     J = W - W.mean(0)  # (K, V)
-    p = model.word_probs(m.softmax(-1))  # (N, V)
-    return (x - n * p) @ J.T, n * (p @ (J**2).T - (p @ J.T) ** 2)
+    square = J**2
+
+    def at(m: Tensor, s2: Tensor) -> tuple[Tensor, Tensor, float]:
+        p = (m @ J + model.b).softmax(-1)  # (N, V)
+        return (x - total * p) @ J.T, total * (p @ square.T - (p @ J.T) ** 2), 0.25
+
+    return at

@@ -91,6 +91,11 @@ def normal_points(num_dims: int, num_points: int = 128) -> Tensor:
     return torch.special.ndtri(u.double().clamp(1e-6, 1 - 1e-6))[:, None]
 
 
+def mean_softmax(m: Tensor, s: Tensor) -> Tensor:
+    """Returns the mean of softmax(h), (N, K), at fixed points of h ~ N(m, diag(s²)), (N, K) each."""
+    return (m + s * normal_points(m.shape[-1]).to(m)).softmax(-1).mean(0)
+
+
 def check_counts(x: Tensor, num_words: int) -> None:
     """Raises a ``ValueError`` unless x is of shape (N, V) and of counts."""
     if x.ndim != 2 or x.shape[1] != num_words:

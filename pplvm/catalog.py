@@ -120,7 +120,7 @@ def _mean(data: Data) -> torch.Tensor:
     return torch.as_tensor(np.asarray(data[0].mean(0)))
 
 
-def _near_documents(data: Data, model: NeuralLDA) -> NeuralLDA:
+def near_documents(data: Data, model: NeuralLDA) -> NeuralLDA:
     """Has topics start near random documents, and words as frequent as in a few thousand."""
     rows = torch.randperm(data[0].shape[0])[:2000].numpy()
     model.start_near(*as_tensors((data[0][rows],), model))
@@ -300,7 +300,7 @@ _NEURAL_LDA = replace(
 _AVI_LDA = replace(
     _NEURAL_LDA,
     summary="h ~ N(mu, C C'), words ~ Cat(softmax(h) beta): topics of texts, some of which go together",
-    model=lambda data, K: _near_documents(
+    model=lambda data, K: near_documents(
         data, NeuralLDA(data[0].shape[1], K, alpha=0.25, learn_prior=True)
     ),
     guides={"mean-field": lambda data, K, model: NeuralLDAMeanField(model)},
