@@ -12,6 +12,7 @@ import numpy as np
 from pplvm import datasets
 from pplvm.naming import nearest
 from pplvm.text import Corpus, bag_of_words, read_corpus
+from pplvm.topics.documents import lengths
 
 NAMED: dict[str, Callable[[], Corpus]] = {
     "small-corpus": datasets.small_corpus,
@@ -105,7 +106,7 @@ def held_out(corpus: Corpus, share: float, seed: int) -> tuple[Corpus, Corpus | 
 
 def _notes(corpus: Corpus) -> list[str]:
     N, V = corpus.counts.shape
-    n = np.asarray(corpus.counts.sum(1)).ravel()
+    n = lengths(corpus.counts)
     tokens = int(n.sum())
     found = [
         f"read {_number(N, 'document')}: {_number(tokens, 'token')}, a vocabulary of "

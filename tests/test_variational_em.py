@@ -1,5 +1,7 @@
 """Closed-form updates of LDA: scikit-learn's bound, a rising ELBO, topics that are there."""
 
+import tracemalloc
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -17,6 +19,7 @@ from pplvm.batches import mix
 from pplvm.topics.concentrations import expected_log, most_likely, most_likely_symmetric
 from pplvm.topics.documents import blocks, log_coefficients
 from pplvm.topics.mean_field import MeanField, posterior
+from pplvm.topics.summaries import word_shares
 from pplvm.topics.variational_em import variational_em
 
 
@@ -208,6 +211,22 @@ def test_order_and_new_documents_change_nothing():
     alone = torch.cat([found.proportions(x[[n]]) for n in range(5)])
     assert torch.allclose(found.proportions(x)[:5], alone, atol=2e-3)  # each stops by itself
     assert torch.allclose(found.word_probs(alone).sum(-1), torch.ones(5))
+
+
+def test_a_corpus_is_never_in_memory_as_a_whole():
+    """What is allocated for 40,000 documents is less than the 8 bytes of each of their entries."""
+    x = csr_array(
+        (np.ones(40_000 * 50, np.int32), np.tile(np.arange(50), 40_000), np.arange(40_001) * 50),
+        shape=(40_000, 50),
+    )  # fmt: skip
+    tracemalloc.start()
+    try:
+        field = MeanField(x, 2, 0.1, 0.3, 0)
+        field.step(x[:100], 0.5)
+        word_shares(x)
+        assert tracemalloc.get_traced_memory()[1] < 0.5 * 8 * x.nnz
+    finally:
+        tracemalloc.stop()
 
 
 def test_documents_beside_do_not_matter():

@@ -3,7 +3,7 @@
 Shapes: N documents, B of them in a block, T different words of the longest of a block.
 """
 
-__all__ = ["Block", "blocks", "check_counts", "log_coefficients"]
+__all__ = ["Block", "blocks", "check_counts", "lengths", "log_coefficients", "word_totals"]
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -53,11 +53,33 @@ def _padded(part: csr_array, rows: Tensor, dtype: torch.dtype) -> Block:
     return Block(rows, torch.from_numpy(words), torch.from_numpy(counts).to(dtype))
 
 
+def lengths(counts: csr_array) -> Tensor:
+    """Returns the numbers of tokens of documents (N, V): (N,), float64.
+
+    A sum of scipy over all of a corpus copies it into memory.
+    """
+    parts = [np.asarray(part.sum(1), float).ravel() for part in _parts(counts)]
+    return torch.from_numpy(np.concatenate([np.zeros(0), *parts]))
+
+
+def word_totals(counts: csr_array) -> Tensor:
+    """Returns the numbers of tokens of words, of documents (N, V): (V,), float64."""
+    totals = np.zeros(counts.shape[1])
+    for part in _parts(counts):
+        totals += np.asarray(part.sum(0), float).ravel()
+    return torch.from_numpy(totals)
+
+
+def _parts(counts: csr_array) -> Iterator[csr_array]:
+    for start in range(0, counts.shape[0], _READ):
+        yield counts[start : start + _READ]
+
+
 def log_coefficients(counts: csr_array) -> Tensor:
     """Returns the log of the multinomial coefficient of each document, (N,) in float64."""
     found = []
-    for start in range(0, counts.shape[0], _READ):
-        part = counts[start : start + _READ].astype(np.float64)
+    for part in _parts(counts):
+        part = part.astype(np.float64)
         logs = part.copy()
         logs.data = torch.from_numpy(part.data + 1).lgamma().numpy()
         totals = torch.from_numpy(np.asarray(part.sum(1)).reshape(-1))

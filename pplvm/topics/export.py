@@ -9,9 +9,8 @@ __all__ = ["to_pyldavis"]
 
 from typing import Any
 
-import numpy as np
-
 from pplvm.text.corpus import Corpus
+from pplvm.topics.documents import lengths, word_totals
 from pplvm.topics.overview import check_words
 from pplvm.topics.types import TopicModel
 
@@ -35,14 +34,13 @@ def to_pyldavis(model: TopicModel, corpus: Corpus) -> Any:
         ) from error
     theta = model.proportions(corpus.counts).detach().cpu().double().numpy()
     topics = model.topics.detach().cpu().double().numpy()
-    lengths = np.asarray(corpus.counts.sum(axis=1)).ravel()
-    frequency = np.asarray(corpus.counts.sum(axis=0)).ravel()
-    told, used = lengths > 0, frequency > 0
+    n, frequency = lengths(corpus.counts).numpy(), word_totals(corpus.counts).numpy()
+    told, used = n > 0, frequency > 0
     topics = topics[:, used]
     return pyLDAvis.prepare(
         topics / topics.sum(axis=1, keepdims=True),
         theta[told] / theta[told].sum(axis=1, keepdims=True),
-        lengths[told],
+        n[told],
         [word for word, kept in zip(corpus.vocabulary, used, strict=True) if kept],
         frequency[used],
         sort_topics=False,

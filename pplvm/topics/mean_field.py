@@ -32,7 +32,7 @@ from torch.distributions import kl_divergence
 
 from pplvm.batches import mix
 from pplvm.topics.concentrations import expected_log, most_likely, most_likely_symmetric
-from pplvm.topics.documents import Block, blocks, log_coefficients
+from pplvm.topics.documents import Block, blocks, lengths, log_coefficients
 
 _CLOSE = 1e-3  # mean change of a document's concentrations after which it is done
 _TINY = 1e-30
@@ -190,7 +190,7 @@ def _first_topics(counts: csr_array, num_topics: int, random: np.random.Generato
 
     Noise in the place of documents leaves topics without any, for good, where documents are long.
     """
-    N, totals = counts.shape[0], np.asarray(counts.sum(1), float).ravel()
+    N, totals = counts.shape[0], lengths(counts).numpy()
     some = counts[np.sort(random.choice(N, min(N, _SOME), replace=False))]
     common = np.asarray(some.sum(0), float).ravel() + 0.5
     filled = np.flatnonzero(totals)
@@ -203,5 +203,4 @@ def _first_topics(counts: csr_array, num_topics: int, random: np.random.Generato
 
 def _start(counts: csr_array, alpha: Tensor) -> Tensor:
     """Returns concentrations (N, K) of documents whose words are shared out evenly."""
-    totals = torch.from_numpy(np.asarray(counts.sum(1), np.float64).reshape(-1, 1)).to(alpha)
-    return alpha + totals / len(alpha)
+    return alpha + lengths(counts).to(alpha).unsqueeze(-1) / len(alpha)

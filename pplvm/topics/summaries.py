@@ -37,21 +37,18 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
+from pplvm.topics.documents import lengths, word_totals
+
 # What counts as nearly the same: total variation, the share of probability that differs. Arbitrary.
 SAME = 0.15
 ALIKE = 0.05  # the mean total variation of documents from their mean: as good as none. Arbitrary.
 NAMED = 4  # how many topics or pairs a warning names
 
 
-def lengths(counts: csr_array) -> Tensor:
-    """Returns the numbers of tokens of documents (N, V): (N,), float64."""
-    return torch.from_numpy(np.asarray(counts.sum(axis=1), dtype=float).ravel())
-
-
 def word_shares(counts: csr_array) -> Tensor:
     """Returns each word's share of all tokens: (V,), float64; zeros where there are none."""
-    total = np.asarray(counts.sum(axis=0), dtype=float).ravel()
-    return torch.from_numpy(total / max(total.sum(), 1.0))
+    total = word_totals(counts)
+    return total / total.sum().clamp(min=1.0)
 
 
 def prevalence(theta: Tensor, n: Tensor) -> Tensor:
