@@ -199,7 +199,7 @@ def warnings(topics: Tensor, theta: Tensor, counts: csr_array) -> list[str]:
     empty = int((n == 0).sum())
     if empty:
         has = "document has" if empty == 1 else "documents have"
-        found.append(f"{empty} {has} no word of the vocabulary, and say nothing.")
+        found.append(f"{empty} {has} no word of the vocabulary.")
     return [sentence for sentence in found if sentence]
 
 
